@@ -1,0 +1,1 @@
+"""Nested moments, variance components, intervals and allocation: arithmetic on vectors, no models."""

@@ -1,0 +1,209 @@
+"""Variance components of a nested design, and the ratios that follow from them, each with an interval.
+
+With ``MS_l`` the mean square of the level-``l`` means about their parents' means, the unbiased estimators are
+``V_L = MS_L``, ``V_l = MS_l - MS_{l+1}/n_{l+1}`` and ``|mu|^2 = |mean|^2 - MS_0/N`` (Searle, Casella and
+McCulloch, Variance Components, 1992, chapter 3, with squared norms in place of squares).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import numpy as np
+
+from gradvar.decomposition.estimate import Estimate, unresolved
+from gradvar.decomposition.intervals import hall_interval, jackknife_interval
+from gradvar.decomposition.moments import Moments
+
+ZERO = "the gradient is identically zero"
+
+
+@dataclass(frozen=True)
+class Components:
+    """Estimators for one set of coordinates: a layer, or the whole gradient.
+
+    Attributes:
+        moments: The tables that everything is computed from; ``N`` data, ``L`` levels, ``R`` groups.
+        levels: Names of the levels, outermost first.
+    """
+
+    moments: Moments
+    levels: tuple[str, ...]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Draws at each level, outermost first."""
+        return self.moments.layout.counts
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """``[L]`` estimated components, unbiased; all but the innermost can come out negative."""
+        return self._values(np.ones(self.counts[0], dtype=bool))
+
+    @cached_property
+    def norm2(self) -> float:
+        """Unbiased estimate of ``|mu|^2``; it can come out negative."""
+        data = self.counts[0]
+        return float(self.moments.mean_norm2 - self.moments.squares[:, 0].sum() / (data - 1) / data)
+
+    @property
+    def vanishes(self) -> bool:
+        """Whether every cell's gradient is identically zero."""
+        return not self.moments.cell_norm2.any()
+
+    def linear(self, coefficients: np.ndarray) -> Estimate:
+        """Estimate ``sum_l c_l V_l`` with Hall's interval over data.
+
+        The contributions of a datum are its increment to the outer sum of squares and its own inner mean
+        squares; each has the expectation of the mean square, so N - 1 of them come from one pass.
+
+        Args:
+            coefficients: ``[L]``.
+
+        Returns:
+            The estimate, raw.
+        """
+        value = float(self.values @ coefficients)
+        replicates = _nested(self._contributions, self.counts) @ coefficients
+        if len(replicates) < 3:
+            return Estimate(value, reason=f"an interval needs at least 4 draws of {self.levels[0]}")
+        low, high = hall_interval(replicates)
+        shift = value - float(replicates.mean())
+        return Estimate(value, low + shift, high + shift)
+
+    def component(self, level: int) -> Estimate:
+        """Estimate the variance component of a level."""
+        return self.linear(np.eye(len(self.counts))[level])
+
+    def ratio(self, numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
+        """Estimate ``sum_l a_l V_l / sum_l b_l V_l``, with a delete-one-datum jackknife interval.
+
+        Args:
+            numerator: ``[L]`` coefficients ``a``.
+            denominator: ``[L]`` coefficients ``b``, not negative.
+
+        Returns:
+            The ratio, or "not resolved" where a component is estimated as negative.
+        """
+        problem = self._negative()
+        if problem:
+            return problem
+
+        def statistic(kept: np.ndarray) -> float:
+            values = self._values(kept)
+            return float(values @ numerator / (values @ denominator))
+
+        return self._jackknife(statistic)
+
+    def share(self, level: int) -> Estimate:
+        """Estimate a level's share of the variance of one cell."""
+        count = len(self.counts)
+        return self.ratio(np.eye(count)[level], np.ones(count)).clip(0, 1)
+
+    def gradient_norm2(self) -> Estimate:
+        """Estimate ``|mu|^2``, with a delete-one-group jackknife interval."""
+        groups = len(self.moments.layout.group_sizes)
+        if groups < 3:
+            return Estimate(self.norm2, reason=f"an interval needs at least 3 groups, not {groups}")
+        interval = jackknife_interval(lambda kept: self._grouped(kept)[1], groups, df=groups - 1)
+        assert interval is not None
+        shift = self.norm2 - self._grouped(np.ones(groups, dtype=bool))[1]
+        return Estimate(self.norm2, interval[0] + shift, interval[1] + shift)
+
+    def noise_scale(self, coefficients: np.ndarray) -> Estimate:
+        """Estimate ``sum_l c_l V_l / |mu|^2``: the batch at which this noise equals the signal.
+
+        Args:
+            coefficients: ``[L]``, not negative.
+
+        Returns:
+            The ratio with a delete-one-group jackknife interval on its logarithm. Where ``|mu|^2`` is not
+            clearly positive only a lower bound is given.
+        """
+        problem = self._negative()
+        if problem:
+            return problem
+        norm2 = self.gradient_norm2()
+        if norm2.low is None:
+            return unresolved(norm2.reason or "")
+
+        def statistic(kept: np.ndarray) -> float:
+            values, squared = self._grouped(kept)
+            spread = float(values @ coefficients)
+            return float(np.log(spread / squared)) if spread > 0 and squared > 0 else np.nan
+
+        groups = len(self.moments.layout.group_sizes)
+        interval = jackknife_interval(statistic, groups, df=groups - 1) if norm2.low > 0 else None
+        if interval is None:
+            low = self.linear(coefficients).low
+            bound = low / norm2.high if low is not None and low > 0 and norm2.high and norm2.high > 0 else None
+            return unresolved("|mu|^2 is not clearly positive at this study size; take more sentences", bound)
+        return Estimate(float(self.values @ coefficients) / self.norm2, *np.exp(interval).tolist())
+
+    def importance_headroom(self) -> Estimate:
+        """Estimate ``E_x[Var(|g|)] / V_inner``: the most that importance sampling can remove.
+
+        Weighting whole inner draws by ``p/q`` leaves at best the second moment ``(E|g|)^2``, at
+        ``q ~ p |g|``; the difference from ``E|g|^2`` is the variance of the norm.
+        """
+        if len(self.counts) != 2:
+            return unresolved("headroom is defined for two levels; with more, the inner draws share norms")
+        if self.vanishes or not self.values[-1] > 0:
+            return unresolved(ZERO if self.vanishes else f"the {self.levels[-1]} variance is zero")
+        spread = np.sqrt(self.moments.cell_norm2).var(axis=1, ddof=1)
+        within = self.moments.squares[:, 1] / (self.counts[1] - 1)
+        return self._jackknife(lambda kept: float(spread[kept].sum() / within[kept].sum())).clip(0, 1)
+
+    def _jackknife(self, statistic) -> Estimate:
+        value = statistic(np.ones(self.counts[0], dtype=bool))
+        interval = jackknife_interval(statistic, self.counts[0]) if self.counts[0] > 2 else None
+        if interval is None:
+            return Estimate(value, reason=f"an interval needs more draws of {self.levels[0]}")
+        return Estimate(value, *interval)
+
+    def _negative(self) -> Estimate | None:
+        """Explain why no ratio can be formed, where that is so."""
+        if self.vanishes:
+            return unresolved(ZERO)
+        level = int(np.argmin(self.values))
+        if self.values[level] >= 0 and self.values.sum() > 0:
+            return None
+        if self.values[level] >= 0:
+            return unresolved("all cells have the same gradient; there is no variance to share")
+        return unresolved(
+            f"the {self.levels[level]} variance is estimated as negative: it is small beside the noise of the levels "
+            f"inside it; take more draws of {' or '.join(self.levels)}"
+        )
+
+    @cached_property
+    def _contributions(self) -> np.ndarray:
+        """``[N - 1, L]`` mean squares of each datum but the first, which joined nothing."""
+        n = self.counts
+        degrees = np.array([1.0, *(prod(n[1:level]) * (n[level] - 1) for level in range(1, len(n)))])
+        return self.moments.squares[1:] / degrees
+
+    def _values(self, kept: np.ndarray) -> np.ndarray:
+        """Components from the data that are kept."""
+        n = self.counts
+        data = int(kept.sum())
+        degrees = [data - int(kept[0]), *(data * prod(n[1:level]) * (n[level] - 1) for level in range(1, len(n)))]
+        return _nested(self.moments.squares[kept].sum(axis=0) / np.array(degrees, dtype=float), n)
+
+    def _grouped(self, kept: np.ndarray) -> tuple[np.ndarray, float]:
+        """Components, and ``|mu|^2`` as a U-statistic of group means, from the groups that are kept."""
+        m = self.moments
+        sizes = np.where(kept, np.array(m.layout.group_sizes, dtype=float), 0.0)
+        weights = sizes / sizes.sum()
+        shift = weights @ m.group_gram @ weights
+        between = (sizes @ np.diag(m.group_gram) - sizes.sum() * shift) / (kept.sum() - 1)
+        mean_norm2 = m.mean_norm2 + 2 * weights @ m.group_cross + shift
+        return self._values(np.repeat(kept, m.layout.group_sizes)), float(mean_norm2 - between / sizes.sum())
+
+
+def _nested(mean_squares: np.ndarray, counts: tuple[int, ...]) -> np.ndarray:
+    """``V_l = MS_l - MS_{l+1}/n_{l+1}`` along the last axis."""
+    inner = np.zeros_like(mean_squares)
+    inner[..., :-1] = mean_squares[..., 1:] / np.array(counts[1:], dtype=float)
+    return mean_squares - inner

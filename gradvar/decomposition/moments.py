@@ -1,0 +1,301 @@
+"""Streaming nested moments of vectors: sums of squares by level, cell norms, group means.
+
+Data stream through in order; nothing is ever stored per datum but scalars. What has the size of a vector is
+one running sum for each group of data. Everything downstream is arithmetic on the small tables of `Moments`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from functools import reduce
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shape of a nested study.
+
+    Attributes:
+        counts: Draws at each level, outermost first: ``(data, draws of each datum, ...)``.
+        group_sizes: Data of each group, in order; they sum to ``counts[0]``.
+    """
+
+    counts: tuple[int, ...]
+    group_sizes: tuple[int, ...]
+
+    @property
+    def draws(self) -> tuple[int, ...]:
+        """Draws at the inner levels."""
+        return self.counts[1:]
+
+    @property
+    def cells(self) -> int:
+        """Cells of one datum."""
+        return prod(self.draws)
+
+    @property
+    def group_starts(self) -> tuple[int, ...]:
+        """Index of the first datum of each group."""
+        return tuple(np.cumsum((0, *self.group_sizes))[:-1].tolist())
+
+
+def even_layout(counts: tuple[int, ...], groups: int = 1) -> Layout:
+    """Lay out a study with groups of equal size, up to one datum."""
+    edges = np.linspace(0, counts[0], groups + 1).round().astype(int)
+    return Layout(counts, tuple(np.diff(edges).tolist()))
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What a study keeps of a set of coordinates (a parameter, a layer, the whole gradient).
+
+    Moments of disjoint sets of coordinates add up to those of their union: ``a + b``.
+
+    Attributes:
+        layout: The study's shape; ``N`` data in ``R`` groups, ``L`` levels.
+        squares: ``[N, L]``. Column ``l >= 1``: this datum's sum of squares of its level-``l`` means about
+            their parents' means. Column 0: the increment ``n/(n+1) |mean_n - m|^2`` by which this datum
+            joined the ``n`` before it, whose mean is ``m``; row 0 is 0. The column sums are the nested sums
+            of squares.
+        cell_norm2: ``[N, cells]`` squared norms.
+        mean_norm2: Squared norm of the grand mean.
+        group_cross: ``[R]`` inner products of (group mean - grand mean) with the grand mean.
+        group_gram: ``[R, R]`` inner products of the (group mean - grand mean).
+        dimension: Number of coordinates.
+    """
+
+    layout: Layout
+    squares: np.ndarray
+    cell_norm2: np.ndarray
+    mean_norm2: float
+    group_cross: np.ndarray
+    group_gram: np.ndarray
+    dimension: int
+
+    def __add__(self, other: Moments) -> Moments:
+        """Join disjoint coordinates of the same study."""
+        if self.layout != other.layout:
+            raise ValueError(f"moments of different studies: {self.layout} and {other.layout}")
+        return Moments(
+            self.layout,
+            self.squares + other.squares,
+            self.cell_norm2 + other.cell_norm2,
+            self.mean_norm2 + other.mean_norm2,
+            self.group_cross + other.group_cross,
+            self.group_gram + other.group_gram,
+            self.dimension + other.dimension,
+        )
+
+
+def total(parts: list[Moments]) -> Moments:
+    """Add moments of disjoint coordinates."""
+    return reduce(Moments.__add__, parts)
+
+
+class MomentAccumulator:
+    """Accumulates the moments of one matrix-shaped parameter from blocks of its per-cell values.
+
+    What has the parameter's size is its running sum over data, kept once for each group: ``sums[r]`` holds
+    the sum of all data up to the end of group ``r`` (so the last one is the pooled sum).
+
+    Args:
+        rows: Rows of the parameter as a matrix.
+        columns: Columns.
+        layout: The study's shape.
+        dtype: Type of the running sums.
+        device: Where everything lives.
+    """
+
+    def __init__(
+        self, rows: int, columns: int, layout: Layout, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> None:
+        self.layout = layout
+        data = layout.counts[0]
+        self.sums = torch.zeros(len(layout.group_sizes), rows, columns, dtype=dtype, device=device)
+        self.squares = torch.zeros(data, len(layout.counts), dtype=torch.float64, device=device)
+        self.cell_norm2 = torch.zeros(data, layout.cells, dtype=torch.float64, device=device)
+        self._opened = 0
+
+    def open(self, first: int, count: int) -> Join:
+        """Begin to add consecutive data of one group; every row must be added before it is closed.
+
+        Args:
+            first: Index of the first datum; all before it have been added.
+            count: How many.
+
+        Returns:
+            What takes the values; :meth:`Join.close` ends it.
+        """
+        group = bisect_right(self.layout.group_starts, first) - 1
+        if group > self._opened:
+            self.sums[group] = self.sums[group - 1]
+            self._opened = group
+        return Join(self, group, first, count)
+
+    def add(self, values: Tensor, first: int) -> None:
+        """Add consecutive data of one group with all their rows.
+
+        Args:
+            values: ``[data, *draws, rows, columns]``; overwritten.
+            first: Index of the first datum.
+        """
+        join = self.open(first, len(values))
+        join.add(values, 0, slice(0, values.shape[-2]))
+        join.close()
+
+    def merge(self, other: MomentAccumulator) -> MomentAccumulator:
+        """Let a study of other data, with groups of its own, join after this one.
+
+        Args:
+            other: Complete, of the same parameter, with the same inner draws.
+
+        Returns:
+            A new accumulator; its inputs are unchanged.
+
+        Raises:
+            ValueError: If the two differ in more than their data.
+        """
+        a, b = self.layout, other.layout
+        if a.draws != b.draws or self.sums.shape[1:] != other.sums.shape[1:]:
+            raise ValueError(f"studies that cannot be merged: {a} and {b}")
+        merged = object.__new__(MomentAccumulator)
+        merged.layout = Layout((a.counts[0] + b.counts[0], *a.draws), a.group_sizes + b.group_sizes)
+        merged.sums = torch.cat([self.sums, self.sums[-1] + other.sums])
+        merged.squares = torch.cat([self.squares, other.squares])
+        merged.cell_norm2 = torch.cat([self.cell_norm2, other.cell_norm2])
+        merged._opened = len(merged.layout.group_sizes) - 1
+        left, right = a.counts[0], b.counts[0]
+        gap = _squares((self.sums[-1] / left - other.sums[-1] / right).flatten())
+        merged.squares[left, 0] = left * right / (left + right) * gap
+        return merged
+
+    def finish(self) -> Moments:
+        """Return the tables, once every datum has been added."""
+        sizes = torch.tensor(self.layout.group_sizes, dtype=torch.float64, device=self.sums.device)
+        groups = len(sizes)
+        gram = torch.zeros(groups + 1, groups + 1, dtype=torch.float64, device=self.sums.device)
+        sums = self.sums.flatten(1)
+        for block in sums.split(_BLOCK, dim=1):
+            cumulative = block.double()
+            mean = cumulative[-1] / sizes.sum()
+            group_sums = torch.cat([cumulative[:1], cumulative.diff(dim=0)])
+            centred = torch.cat([group_sums / sizes.unsqueeze(1) - mean, mean.unsqueeze(0)])
+            gram += centred @ centred.T
+        tables = gram.cpu().numpy()
+        return Moments(
+            self.layout,
+            self.squares.cpu().numpy().copy(),
+            self.cell_norm2.cpu().numpy().copy(),
+            float(tables[-1, -1]),
+            tables[-1, :-1].copy(),
+            tables[:-1, :-1].copy(),
+            sums.shape[1],
+        )
+
+
+class Join:
+    """Some data on their way into an accumulator, in blocks of data and rows.
+
+    Blocks of different rows may be added from different threads. Sums of squares are kept for each row until
+    the end: `vector_norm` is the fastest pass over memory that torch has, but adds in sequence, so it sees one
+    row at a time; the squares of the rows are added in float64.
+    """
+
+    def __init__(self, accumulator: MomentAccumulator, group: int, first: int, count: int) -> None:
+        self._accumulator, self._first, self._count = accumulator, first, count
+        self._sums = accumulator.sums[group]
+        rows = self._sums.shape[0]
+        draws = accumulator.layout.draws
+        empty = self._sums.new_empty
+        self._cells = empty(count, *draws, rows)
+        self._deviations = [empty(count, *draws[:level], rows) for level in range(1, len(draws) + 1)]
+        self._gaps = empty(count, rows)
+        self._elsewhere = torch.zeros(count, dtype=torch.float64, device=self._sums.device)
+
+    def add(self, values: Tensor, offset: int, rows: slice) -> None:
+        """Add a block; the rows of a datum come after those of the datum before it.
+
+        Args:
+            values: ``[data, *draws, rows, columns]``; overwritten.
+            offset: Index of its first datum among those being joined.
+            rows: Which rows.
+        """
+        data = slice(offset, offset + len(values))
+        means = self._inner(values, data, rows)
+        sums = self._sums[rows]
+        for datum, mean in enumerate(means, start=offset):
+            if seen := self._first + datum:
+                _norm(torch.sub(mean, sums, alpha=1 / seen), self._gaps[datum, rows])
+            sums += mean
+
+    def add_sparse(self, values: Tensor, offset: int, rows: Tensor) -> None:
+        """Add one datum that is zero but in some rows.
+
+        Args:
+            values: ``[1, *draws, rows, columns]``; overwritten.
+            offset: Index of the datum among those being joined.
+            rows: ``[rows]`` indices, distinct.
+        """
+        here = slice(0, len(rows))
+        for buffer in (self._cells, *self._deviations, self._gaps):
+            buffer[offset] = 0
+        mean = self._inner(values, slice(offset, offset + 1), here)[0]
+        before = self._sums[rows]
+        if seen := self._first + offset:
+            _norm(torch.sub(mean, before, alpha=1 / seen), self._gaps[offset, here])
+            self._elsewhere[offset] = (_squares(self._sums.flatten()) - _squares(before.flatten())) / seen**2
+        self._sums[rows] = before + mean
+
+    def _inner(self, values: Tensor, data: slice, rows: slice) -> Tensor:
+        """Take the cell norms and the sums of squares of the inner levels; return the means ``[data, ...]``."""
+        _norm(values, self._cells[data, ..., rows])
+        for level in range(len(self._deviations), 0, -1):
+            mean = values.mean(dim=level)
+            _norm(values.sub_(mean.unsqueeze(level)), self._deviations[level - 1][data, ..., rows])
+            values = mean
+        return values
+
+    def close(self) -> None:
+        """Add up the rows."""
+        accumulator = self._accumulator
+        data = slice(self._first, self._first + self._count)
+        accumulator.cell_norm2[data] = _squares(self._cells).flatten(1)
+        for level, norms in enumerate(self._deviations, start=1):
+            accumulator.squares[data, level] = _squares(norms).flatten(1).sum(dim=1)
+        seen = torch.arange(data.start, data.stop, dtype=torch.float64, device=self._sums.device)
+        gaps = torch.where(seen > 0, _squares(self._gaps) + self._elsewhere, 0.0)
+        accumulator.squares[data, 0] = seen / (seen + 1) * gaps
+
+
+def _norm(values: Tensor, out: Tensor) -> None:
+    torch.linalg.vector_norm(values, dim=-1, out=out)
+
+
+def _squares(norms: Tensor) -> Tensor:
+    """Sum of squares over the last dimension, in float64."""
+    return norms.double().square().sum(dim=-1)
+
+
+def moments_of(vectors: Tensor, groups: int = 1) -> Moments:
+    """Compute the moments of explicit vectors.
+
+    Args:
+        vectors: ``[data, *draws, coordinates]``.
+        groups: Groups of consecutive data.
+
+    Returns:
+        Their moments.
+    """
+    counts = tuple(vectors.shape[:-1])
+    layout = even_layout(counts, groups)
+    accumulator = MomentAccumulator(1, vectors.shape[-1], layout, vectors.dtype, vectors.device)
+    for start, size in zip(layout.group_starts, layout.group_sizes, strict=True):
+        accumulator.add(vectors[start : start + size].unsqueeze(-2).clone(), start)
+    return accumulator.finish()

@@ -1,0 +1,1 @@
+"""Everything that knows Hugging Face: checkpoints, tokenizers, and the masked-LM objective."""

@@ -1,0 +1,237 @@
+"""Loading a masked-LM checkpoint, with every refusal made before a library can answer misleadingly."""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradvar.errors import GradvarError
+
+SUPPORTED = ("bert", "modernbert")
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "tokenizer.model", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded masked LM.
+
+    Attributes:
+        model: ``AutoModelForMaskedLM`` in evaluation mode.
+        tokenizer: Its tokenizer.
+        sha256: Hash of the configuration and the weight files.
+        max_length: Longest sequence that the model takes.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    sha256: str
+    max_length: int
+
+
+def load_checkpoint(
+    source: str | Path, *, dtype: str = "float32", device: str = "cpu", allow_random_head: bool = False
+) -> Checkpoint:
+    """Load a masked LM and its tokenizer from a folder, or from the hub where there is a network.
+
+    Args:
+        source: A folder as ``save_pretrained`` writes it, or a hub name.
+        dtype: ``float32`` or ``float64``, whatever the file holds.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        allow_random_head: Accept a checkpoint without a masked-LM head; it gets a random one (seed 0).
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        GradvarError: If it is missing, is no masked LM, is incomplete, or is of an unsupported architecture.
+    """
+    if dtype not in DTYPES:
+        raise GradvarError(f"--dtype '{dtype}' is unknown; use {' or '.join(DTYPES)}")
+    where = resolve_device(device)
+    folder = _locate(source)
+    config = _read_config(folder)
+    weights = _weight_files(folder)
+    if not any((folder / name).exists() for name in _TOKENIZERS):
+        raise GradvarError(f"{folder} has no tokenizer; save it there with tokenizer.save_pretrained('{folder}')")
+
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    with _quiet():
+        tokenizer = _attempt(folder, "tokenizer", lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True))
+        if tokenizer.mask_token_id is None:
+            raise GradvarError(f"the tokenizer in {folder} has no mask token; a masked LM needs one")
+        torch.manual_seed(0)
+        model, report = _attempt(
+            folder,
+            "model",
+            lambda: AutoModelForMaskedLM.from_pretrained(
+                folder, dtype=DTYPES[dtype], local_files_only=True, output_loading_info=True
+            ),
+        )
+    _check_loading(folder, model, report, allow_random_head)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > vocabulary:
+        raise GradvarError(
+            f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model {vocabulary}; they do not belong together"
+        )
+    model = model.to(where).eval()
+    return Checkpoint(model, tokenizer, _digest(weights), int(config["max_position_embeddings"]))
+
+
+def resolve_device(name: str) -> torch.device:
+    """Parse a device name and check that it is there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise GradvarError(f"--device '{name}' is unknown; use cpu, cuda or cuda:0") from error
+    if device.type not in ("cpu", "cuda"):
+        raise GradvarError(f"--device '{name}' is not supported; use cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise GradvarError(f"--device '{name}': torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu")
+    return device
+
+
+def _locate(source: str | Path) -> Path:
+    """Find the folder, on disk or through the hub."""
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise GradvarError(f"--checkpoint {source} is a file; give the folder that holds config.json and the weights")
+    missing = f"no checkpoint at '{source}': no such folder"
+    if not _HUB_NAME.fullmatch(str(source)):
+        raise GradvarError(f"{missing}; give a folder that save_pretrained wrote")
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.txt", "*.model", "model*.safetensors"]
+    with _quiet():
+        try:
+            return Path(snapshot_download(str(source), allow_patterns=patterns))
+        except Exception as error:  # the library raises dozens of types here, all meaning "not to be had"
+            raise GradvarError(f"{missing}, and the hub cannot be asked or does not have it") from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Read config.json and refuse what is no supported masked LM."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise GradvarError(f"{folder} has no config.json; give a folder that save_pretrained wrote")
+    try:
+        config = json.loads(path.read_text())
+        kind = config["model_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise GradvarError(f"{path} is not a model configuration (no 'model_type'); is it a transformers model?") from error
+    architectures = config.get("architectures") or []
+    if config.get("is_decoder") or any("CausalLM" in a or "LMHead" in a for a in architectures) or _is_causal(kind):
+        raise GradvarError(f"{folder} is a causal LM ({', '.join(architectures) or kind}); gradvar needs a masked LM")
+    if kind not in SUPPORTED:
+        raise GradvarError(f"{folder} is of architecture '{kind}', which is not supported yet; use {' or '.join(SUPPORTED)}")
+    return config
+
+
+def _is_causal(kind: str) -> bool:
+    """Whether transformers knows this architecture as a causal LM only."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """List the configuration and weight files, and refuse pickles that need arbitrary code."""
+    kind = next((name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if kind is None:
+        raise GradvarError(f"{folder} holds no weights ({_WEIGHTS[0]} or {_WEIGHTS[2]}); save them with save_pretrained")
+    if kind.endswith(".index.json"):
+        try:
+            names = sorted(set(json.loads((folder / kind).read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise GradvarError(f"{folder / kind} is not a weight index") from error
+        files = [folder / name for name in names]
+    else:
+        files = [folder / kind]
+    for file in files:
+        if not file.is_file():
+            raise GradvarError(f"{file} is missing, but {kind} names it; copy the whole checkpoint")
+        if file.suffix == ".bin":
+            try:
+                torch.load(file, map_location="cpu", weights_only=True)
+            except Exception as error:  # pickle raises whatever the file makes it raise
+                raise GradvarError(
+                    f"{file} does not load with weights_only=True, so it is not plain weights; convert it to safetensors"
+                ) from error
+    return [folder / "config.json", *files]
+
+
+def _attempt(folder: Path, what: str, load: Any) -> Any:
+    """Run a library's loader; its failure becomes one line."""
+    try:
+        return load()
+    except GradvarError:
+        raise
+    except Exception as error:  # safetensors, json, tokenizers and transformers raise unrelated types
+        raise GradvarError(f"the {what} in {folder} does not load: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _check_loading(folder: Path, model: Any, report: dict[str, Any], allow_random_head: bool) -> None:
+    """Refuse weights that do not fill the model."""
+    mismatched = sorted(str(key[0]) if isinstance(key, tuple) else str(key) for key in report["mismatched_keys"])
+    if mismatched:
+        raise GradvarError(f"{folder}: weight '{mismatched[0]}' has not the shape that config.json says")
+    missing = sorted(report["missing_keys"])
+    encoder = [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]
+    if encoder:
+        raise GradvarError(f"{folder}: weights lack '{encoder[0]}' ({len(encoder)} missing); they are not for this model")
+    if missing and not allow_random_head:
+        raise GradvarError(
+            f"{folder} has no masked-LM head ('{missing[0]}' is missing); --allow-random-head gives it a random one"
+        )
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' progress bars and warnings off the terminal."""
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    disable_progress_bars()
+    hub = logging.getLogger("huggingface_hub")
+    hub_level = hub.level
+    hub.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        hub.setLevel(hub_level)
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+            enable_progress_bars()

@@ -1,0 +1,123 @@
+"""Documents to token sequences. A *sentence* in gradvar is one such sequence: one row of a training batch."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradvar.errors import GradvarError
+from gradvar.huggingface.reading import Rows, read_rows
+
+
+@dataclass(frozen=True, repr=False)
+class Corpus:
+    """The population that sentences are sampled from.
+
+    Attributes:
+        sequences: A ``[length]`` int32 array of token ids for each sentence, special tokens included.
+        source: Where the data came from, as the user named it.
+        sha256: Hash of the data.
+        max_length: Most tokens a sentence may have.
+        seconds_per_sentence: Measured time to read and tokenise one sentence.
+    """
+
+    sequences: tuple[np.ndarray, ...]
+    source: str
+    sha256: str
+    max_length: int
+    seconds_per_sentence: float
+
+    def __len__(self) -> int:
+        """Count the sentences."""
+        return len(self.sequences)
+
+    def __repr__(self) -> str:
+        """Name the source and the counts."""
+        return f"Corpus({len(self):,} sentences of at most {self.max_length} tokens from {self.source})"
+
+
+def load_corpus(source: str | Path, tokenizer: Any, max_length: int = 128, pack: bool = True) -> Corpus:
+    """Read data (see :func:`~gradvar.huggingface.reading.read_rows`) into sequences of at most ``max_length`` tokens.
+
+    Args:
+        source: Path of a file, or name of a hub data set.
+        tokenizer: A Hugging Face tokenizer with its special tokens.
+        max_length: Tokens of a sequence, special tokens included.
+        pack: Join the paragraphs of a document and cut them into sequences of exactly ``max_length``
+            tokens, dropping a tail shorter than half of that. Otherwise a paragraph is a sequence, cut
+            off at ``max_length``. Either way ``input_ids`` in the data are taken as they are.
+
+    Returns:
+        The corpus, in file order.
+
+    Raises:
+        GradvarError: If the data cannot be read or yields no sentence.
+    """
+    start = time.perf_counter()
+    rows = read_rows(source)
+    if rows.documents is None:
+        sequences = _ready(rows, tokenizer, max_length)
+    else:
+        sequences = list(_tokenise(rows.documents, tokenizer, max_length, pack))
+    if not sequences:
+        why = f"no document reaches {_shortest(max_length)} tokens" if pack else "no line holds a token"
+        remedy = "lower --max-length, or use --no-pack (a line a sentence)" if pack else "give a file with text"
+        raise GradvarError(f"{rows.source} yields no sentence: {why}; {remedy}")
+    seconds = (time.perf_counter() - start) / len(sequences)
+    return Corpus(tuple(sequences), rows.source, rows.sha256, max_length, seconds)
+
+
+def _shortest(max_length: int) -> int:
+    """Length of the shortest tail that is kept: half of the full length."""
+    return -(-max_length // 2)
+
+
+def _tokenise(
+    documents: Sequence[Sequence[str]], tokenizer: Any, max_length: int, pack: bool
+) -> Iterator[np.ndarray]:
+    prefix, suffix = _special_frame(tokenizer)
+    room = max_length - len(prefix) - len(suffix)
+    if room < 1:
+        raise GradvarError(f"--max-length {max_length} leaves no room beside {max_length - room} special tokens")
+    paragraphs = [paragraph for document in documents for paragraph in document]
+    encoded = iter(tokenizer(paragraphs, add_special_tokens=False, verbose=False)["input_ids"] if paragraphs else [])
+    least = _shortest(max_length) - len(prefix) - len(suffix) if pack else 1
+    for document in documents:
+        pieces = [next(encoded) for _ in document]
+        for body in _cut([t for piece in pieces for t in piece], room) if pack else (piece[:room] for piece in pieces):
+            if len(body) >= max(1, least):
+                yield np.array([*prefix, *body, *suffix], dtype=np.int32)
+
+
+def _cut(tokens: list[int], room: int) -> Iterator[list[int]]:
+    for start in range(0, len(tokens), room):
+        yield tokens[start : start + room]
+
+
+def _special_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return the special tokens that this tokenizer puts before and after a text."""
+    body = tokenizer("a", add_special_tokens=False)["input_ids"]
+    framed = tokenizer("a")["input_ids"]
+    for start in range(len(framed) - len(body) + 1):
+        if framed[start : start + len(body)] == body:
+            return framed[:start], framed[start + len(body) :]
+    raise GradvarError("the tokenizer changes the text when it adds special tokens; gradvar cannot pack with it")
+
+
+def _ready(rows: Rows, tokenizer: Any, max_length: int) -> list[np.ndarray]:
+    """Check sequences that came as ``input_ids``."""
+    assert rows.sequences is not None
+    for number, sequence in enumerate(rows.sequences, 1):
+        if len(sequence) > max_length:
+            raise GradvarError(
+                f"{rows.source}, row {number}: {len(sequence)} tokens; pass --max-length {len(sequence)} or cut it"
+            )
+        if min(sequence) < 0 or max(sequence) >= len(tokenizer):
+            raise GradvarError(
+                f"{rows.source}, row {number}: token id {max(sequence) if min(sequence) >= 0 else min(sequence)} "
+                f"is not in the tokenizer's {len(tokenizer)} tokens; were these ids made with another tokenizer?"
+            )
+    return [np.array(sequence, dtype=np.int32) for sequence in rows.sequences]

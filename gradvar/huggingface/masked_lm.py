@@ -1,0 +1,157 @@
+"""The masked-LM objective: sentences at the outer level, masks with their corruption at the inner one."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gradvar.errors import GradvarError
+from gradvar.huggingface.corpus import Corpus
+from gradvar.huggingface.forward import logits_at
+from gradvar.masking.corruption import Replacement, corrupt
+from gradvar.masking.hashing import hash_key
+from gradvar.masking.uniform import target_count, uniform_subset
+from gradvar.objective import Batch
+
+Weighting = Literal["sentence", "token"]
+_POSITION, _ACTION, _TOKEN = 0, 1, 2  # streams of hashes, one a purpose
+
+
+class MaskedLM:
+    """Masked language modelling under uniform masks of fixed size.
+
+    A cell is sentence ``x`` (``T`` maskable positions) with a set ``S`` of
+    ``k = max(1, floor(mask_rate T + 1/2))`` targets, uniform over k-subsets, and its corruption. Its loss
+    is ``w(x)/k sum_{i in S} -log p(x_i | corrupted x)`` with ``w = 1`` (``sentence``) or
+    ``w = k(x) / mean k`` over the corpus (``token``). Special tokens are never targets and never random
+    replacements. Dropout is off.
+
+    Args:
+        model: Hugging Face masked LM; it is put in evaluation mode.
+        tokenizer: Its tokenizer, with a mask token.
+        corpus: The population of sentences.
+        mask_rate: Share of the maskable positions that become targets, in (0, 1).
+        replacement: Probabilities of the corruptions.
+        weighting: ``sentence`` gives every cell weight one; ``token`` weighs it by its targets.
+
+    Raises:
+        GradvarError: If a value is out of range or a sentence has no maskable position.
+    """
+
+    levels = ("data", "mask")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        corpus: Corpus,
+        *,
+        mask_rate: float = 0.15,
+        replacement: Replacement = Replacement(),
+        weighting: Weighting = "sentence",
+    ) -> None:
+        if not 0 < mask_rate < 1:
+            raise GradvarError(f"--mask-rate {mask_rate} is not between 0 and 1")
+        if weighting not in ("sentence", "token"):
+            raise GradvarError(f"--weighting '{weighting}' is unknown; use sentence or token")
+        if tokenizer.mask_token_id is None:
+            raise GradvarError("the tokenizer has no mask token; a masked LM needs one")
+        self.model = model.eval()
+        self.corpus = corpus
+        self.mask_rate = mask_rate
+        self.replacement = replacement
+        self.weighting: Weighting = weighting
+        self.mask_id = int(tokenizer.mask_token_id)
+        self.pad_id = int(tokenizer.pad_token_id or 0)
+        special = np.zeros(len(tokenizer), dtype=bool)
+        special[tokenizer.all_special_ids] = True
+        self._special = special
+        maskable = np.array([int((~special[s]).sum()) for s in corpus.sequences])
+        if (maskable == 0).any():
+            raise GradvarError(
+                f"sentence {int(np.argmax(maskable == 0))} of {corpus.source} holds only special tokens; "
+                "nothing in it can be masked"
+            )
+        self._counts = target_count(torch.from_numpy(maskable), mask_rate)
+        mean = self._counts.double().mean()
+        self._weights = self._counts / mean if weighting == "token" else torch.ones(len(corpus), dtype=torch.float64)
+
+    def __len__(self) -> int:
+        """Count the sentences of the corpus."""
+        return len(self.corpus)
+
+    def draw(self, data: Sequence[int], draws: tuple[int, ...], seed: int) -> Batch:
+        """Draw the masks and corruptions of some sentences.
+
+        Every choice is a hash of (seed, sentence, mask index, position), so it depends on nothing else:
+        not on the chunk, the order, the padding or the device.
+
+        Args:
+            data: ``[sentences]`` indices into the corpus.
+            draws: ``(masks,)``, masks a sentence.
+            seed: Seed of every choice.
+
+        Returns:
+            With ``cells = sentences * masks`` rows, a sentence's masks together: ``input_ids``
+            ``[cells, positions]`` corrupted, ``attention_mask`` of that shape where something is padded,
+            ``target_positions``, ``target_ids`` and ``target_weights`` ``[cells, targets]``, whose
+            surplus slots (fewer targets than the longest sentence) have weight zero.
+        """
+        (masks,) = draws
+        device = next(self.model.parameters()).device
+        sentence = torch.as_tensor(list(data))
+        rows = [torch.from_numpy(self.corpus.sequences[i].astype(np.int64)) for i in data]
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+        padding = ids < 0
+        ids = ids.masked_fill(padding, self.pad_id)
+        maskable = ~torch.from_numpy(self._special)[ids] & ~padding
+
+        def spread(x: Tensor) -> Tensor:
+            return x.to(device).repeat_interleave(masks, dim=0)
+
+        ids, maskable, padding = spread(ids), spread(maskable), spread(padding)
+        counts, weights = spread(self._counts[sentence]), spread(self._weights[sentence])
+        mask = torch.arange(masks, device=device).repeat(len(rows))
+        cell = hash_key(seed, spread(sentence), mask).unsqueeze(1)
+        position = torch.arange(ids.shape[1], device=device)
+
+        def stream(purpose: int, at: Tensor) -> Tensor:
+            return hash_key(purpose, cell, at)
+
+        targets, valid = uniform_subset(stream(_POSITION, position), maskable, counts)
+        target_ids = ids.gather(1, targets)
+        ordinary = torch.from_numpy(np.flatnonzero(~self._special)).to(device)
+        corrupted = corrupt(
+            target_ids, stream(_ACTION, targets), stream(_TOKEN, targets), self.replacement, self.mask_id, ordinary
+        )
+        # Surplus slots point at position 0; writing its own token there would race with nothing only
+        # if position 0 were no target, so they are sent to a column that is cut off again.
+        slots = torch.where(valid, targets, ids.shape[1])
+        input_ids = F.pad(ids, (0, 1)).scatter(1, slots, corrupted)[:, :-1]
+        batch = {
+            "input_ids": input_ids,
+            "target_positions": targets,
+            "target_ids": target_ids,
+            "target_weights": valid * (weights / counts).unsqueeze(1),
+        }
+        if bool(padding.any()):
+            batch["attention_mask"] = (~padding).long()
+        return batch
+
+    def losses(self, batch: Batch) -> Tensor:
+        """Run the model on corrupted cells, with logits at the targets only.
+
+        Args:
+            batch: As :meth:`draw` returns it.
+
+        Returns:
+            ``[cells]`` weighted mean cross-entropies, in nats.
+        """
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+        logits = logits_at(self.model, batch["target_positions"], **inputs)
+        targets = batch["target_ids"]
+        nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+        return (nll * batch["target_weights"].to(nll.dtype)).sum(dim=1)

@@ -1,0 +1,1 @@
+"""How masks are drawn: hashing, position sampling and token corruption. Knows tensors, no model."""

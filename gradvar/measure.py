@@ -1,0 +1,217 @@
+"""Runs an objective's cells through an engine, chunk by chunk, into moments by parameter."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradvar.decomposition.moments import Layout, MomentAccumulator, Moments, even_layout
+from gradvar.errors import GradvarError
+from gradvar.objective import Objective
+from gradvar.persample.check import check_against_autograd
+from gradvar.persample.engine import Engine
+from gradvar.persample.memory import Footprint, default_budget, format_memory, used_memory
+from gradvar.persample.onepass import OnePass
+from gradvar.persample.parameters import Target, select
+from gradvar.persample.reference import Reference
+
+ENGINES: dict[str, type[OnePass] | type[Reference]] = {"onepass": OnePass, "reference": Reference}
+_CHECKED = 2  # data of the first chunk, which autograd repeats
+_CHUNKS = 8  # at least so many chunks a study, so that progress shows
+_WORKSPACES = 3  # largest saved tensors (the logits) that the backward pass holds beside what autograd keeps
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Everything that a study measured.
+
+    Attributes:
+        moments: Moments of each parameter, by its first name.
+        targets: The parameters.
+        layout: The study's shape.
+        data: ``[N]`` indices of the data in the population.
+        losses: ``[N, cells]``.
+        notices: What the user should know, one line each.
+        seconds: Wall time of the study.
+        seconds_per_cell: Time of an ordinary forward and backward pass of one cell.
+    """
+
+    moments: dict[str, Moments]
+    targets: list[Target]
+    layout: Layout
+    data: np.ndarray
+    losses: np.ndarray
+    notices: tuple[str, ...]
+    seconds: float
+    seconds_per_cell: float
+
+    @property
+    def cells_per_second(self) -> float:
+        """Cells measured a second."""
+        return self.losses.size / self.seconds
+
+
+def measure(
+    objective: Objective,
+    counts: tuple[int, ...],
+    groups: int,
+    seed: int = 0,
+    engine: str = "onepass",
+    parameters: str | None = None,
+    memory: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Measurement:
+    """Measure the gradient moments of a nested sample of cells.
+
+    Args:
+        objective: What to differentiate.
+        counts: Draws at each level, outermost first; data are drawn without replacement.
+        groups: Groups of data, for the intervals that need group means.
+        seed: Seed of the data and of every inner draw.
+        engine: ``onepass`` or ``reference``.
+        parameters: Regular expression of parameter names; None takes all.
+        memory: Bytes that the process may hold; None takes most of what is free.
+        progress: Called with the cells done and the cells in all.
+
+    Returns:
+        The measurement.
+
+    Raises:
+        GradvarError: If the study does not fit the population or the memory, if a loss or gradient is not
+            finite, or if the engine fails its check against autograd.
+    """
+    if counts[0] > len(objective):
+        raise GradvarError(
+            f"asked for {counts[0]} sentences, but the data hold {len(objective)}; lower --sentences or give more text"
+        )
+    start = time.perf_counter()
+    data = np.random.default_rng(seed).permutation(len(objective))[: counts[0]]
+    run = _Run(objective, even_layout(counts, groups), data, seed, engine, parameters, memory)
+    losses = run.all_chunks(progress)
+    seconds_per_cell = run.time_ordinary_step()
+    return Measurement(
+        {target.name: run.accumulators[id(target.parameter)].finish() for target in run.targets},
+        run.targets,
+        run.layout,
+        data,
+        losses,
+        run.notices,
+        time.perf_counter() - start,
+        seconds_per_cell,
+    )
+
+
+class _Run:
+    """The state of one study while it runs."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        layout: Layout,
+        data: np.ndarray,
+        seed: int,
+        engine: str,
+        parameters: str | None,
+        memory: int | None,
+    ) -> None:
+        if engine not in ENGINES:
+            raise GradvarError(f"--engine '{engine}' is unknown; use {' or '.join(ENGINES)}")
+        self.objective, self.layout, self.data, self.seed = objective, layout, data, seed
+        self.targets = select(objective.model, parameters)
+        self.engine: Engine = ENGINES[engine](objective.model, self.targets)
+        self.device = self.targets[0].parameter.device
+        self.budget = memory or default_budget(self.device)
+        sums = len(layout.group_sizes) * sum(t.parameter.numel() * t.parameter.element_size() for t in self.targets)
+        if used_memory(self.device) + sums > self.budget:
+            raise GradvarError(
+                f"the means of {len(layout.group_sizes)} groups take {format_memory(sums)} beside "
+                f"{format_memory(used_memory(self.device))} in use, over --memory {format_memory(self.budget)}; "
+                "lower --groups or raise --memory"
+            )
+        self.accumulators = {
+            id(t.parameter): MomentAccumulator(*t.shape, layout, t.parameter.dtype, self.device) for t in self.targets
+        }
+        self.notices: tuple[str, ...] = ()
+
+    def all_chunks(self, progress: Callable[[int, int], None] | None) -> np.ndarray:
+        """Run every chunk, the first one small and checked; return the losses ``[N, cells]``."""
+        layout = self.layout
+        losses = np.empty((layout.counts[0], layout.cells))
+        size = _CHECKED
+        done = 0
+        for group_start, group_size in zip(layout.group_starts, layout.group_sizes, strict=True):
+            while done < group_start + group_size:
+                stop = min(done + size, group_start + group_size)
+                losses[done:stop] = self._chunk(done, stop).view(-1, layout.cells).cpu().numpy()
+                if done == 0:
+                    size = self._check(stop)
+                done = stop
+                if progress:
+                    progress(done * layout.cells, losses.size)
+        return losses
+
+    def _draw(self, start: int, stop: int) -> dict[str, Tensor]:
+        return dict(self.objective.draw(self.data[start:stop].tolist(), self.layout.draws, self.seed))
+
+    def _chunk(self, start: int, stop: int) -> Tensor:
+        losses = self.engine.accumulate(self.objective.losses, self._draw(start, stop), self.accumulators, start)
+        finite = losses.isfinite().view(stop - start, -1).all(dim=1)
+        norms = torch.stack([a.cell_norm2[start:stop].isfinite().all(dim=1) for a in self.accumulators.values()])
+        if not bool(finite.all() & norms.all()):
+            self._report_not_finite(start, finite.cpu().numpy(), norms.cpu().numpy())
+        return losses
+
+    def _report_not_finite(self, start: int, losses: np.ndarray, norms: np.ndarray) -> None:
+        bad = int(np.argmin(losses & norms.all(axis=0)))
+        what = "loss" if not losses[bad] else f"gradient of '{self.targets[int(np.argmin(norms[:, bad]))].name}'"
+        raise GradvarError(
+            f"the {what} of sentence {self.data[start + bad]} is not finite; check the checkpoint's weights, "
+            "or try --dtype float64"
+        )
+
+    def _check(self, stop: int) -> int:
+        """Repeat the first chunk with autograd; return how many data a chunk may hold from now on."""
+        footprint = Footprint({p.untyped_storage().data_ptr() for p in self.objective.model.parameters()})
+        batch = self._draw(0, stop)
+
+        def losses() -> Tensor:
+            with footprint.measure():
+                return self.objective.losses(batch)
+
+        sums = {key: accumulator.sums[0] * self.layout.cells for key, accumulator in self.accumulators.items()}
+        result = check_against_autograd(losses, self.targets, sums, self.engine.covers)
+        del sums
+        if result.unreached:
+            names = ", ".join(result.unreached[:3]) + (", …" if len(result.unreached) > 3 else "")
+            self.notices += (f"the loss never reaches {len(result.unreached)} parameters, counted as zero: {names}",)
+        return self._chunk_size(footprint, stop)
+
+    def _chunk_size(self, footprint: Footprint, checked: int) -> int:
+        per_datum = (footprint.total + _WORKSPACES * footprint.largest) // checked
+        per_datum += self.engine.bytes_per_datum(self.layout.cells)
+        untouched = sum(a.sums[1:].numel() * a.sums.element_size() for a in self.accumulators.values())
+        used = used_memory(self.device) + untouched
+        fitting = (self.budget - used) // max(per_datum, 1)
+        if fitting < 1:
+            raise GradvarError(
+                f"a sentence with its {self.layout.cells} cells takes {format_memory(per_datum)} beside "
+                f"{format_memory(used)} in use, over --memory {format_memory(self.budget)}; "
+                "raise --memory, or lower --masks, --groups or --max-length"
+            )
+        return int(min(fitting, max(1, self.layout.counts[0] // _CHUNKS)))
+
+    def time_ordinary_step(self) -> float:
+        """Time an ordinary forward and backward pass, in seconds a cell: the better of two."""
+        batch = self._draw(0, 1)
+        parameters = [target.parameter for target in self.targets]
+        times = []
+        for _ in range(2):
+            start = time.perf_counter()
+            torch.autograd.grad(self.objective.losses(batch).sum(), parameters, allow_unused=True)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            times.append(time.perf_counter() - start)
+        return min(times) / self.layout.cells

@@ -1,0 +1,1 @@
+"""Per-cell gradient statistics in one backward pass, and the slow reference. Knows modules, no masks."""

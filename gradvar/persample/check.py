@@ -1,0 +1,75 @@
+"""The always-on check: an engine's summed gradient must be autograd's, parameter by parameter."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradvar.errors import GradvarError
+from gradvar.persample.parameters import Target
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What the check found.
+
+    Attributes:
+        unreached: Names of the parameters that the loss never reaches.
+        worst: Name of the parameter with the largest error.
+        error: Its error ``|g - g_autograd| / max(|g_autograd|, 1e-3 |all g|)``.
+    """
+
+    unreached: tuple[str, ...]
+    worst: str
+    error: float
+
+
+def check_against_autograd(
+    losses: Callable[[], Tensor],
+    targets: list[Target],
+    sums: dict[int, Tensor],
+    covers: Callable[[Target], bool],
+) -> CheckResult:
+    """Compare summed gradients with one ordinary backward pass over the same cells.
+
+    Args:
+        losses: Runs the model on these cells and returns their losses ``[cells]``.
+        targets: The parameters.
+        sums: ``[rows, columns]`` sum over cells of each parameter's gradient, by ``id(parameter)``.
+        covers: Whether the engine has a rule for a parameter.
+
+    Returns:
+        The parameters that the loss does not reach, and the largest error.
+
+    Raises:
+        GradvarError: If a parameter that the loss reaches is covered by no rule, or a gradient differs by
+            more than 1e-3 (float32) or 1e-7 (float64).
+    """
+    with torch.enable_grad():
+        found = torch.autograd.grad(losses().sum(), [t.parameter for t in targets], allow_unused=True)
+    whole = torch.stack([g.norm() for g in found if g is not None]).norm() if any(g is not None for g in found) else 0.0
+    unreached: list[str] = []
+    worst, error = "", 0.0
+    for target, expected in zip(targets, found, strict=True):
+        if expected is None:
+            unreached.append(target.name)
+            continue
+        if not covers(target):
+            if bool(expected.any()):
+                raise GradvarError(
+                    f"the loss reaches parameter '{target.name}' but no rule covers it; use --engine reference"
+                )
+            unreached.append(target.name)
+            continue
+        difference = (sums[id(target.parameter)].view_as(expected) - expected).norm()
+        relative = float(difference / torch.maximum(expected.norm(), 1e-3 * torch.as_tensor(whole)).clamp(min=1e-30))
+        if not relative <= error:
+            worst, error = target.name, relative
+    tolerance = 1e-7 if targets[0].parameter.dtype == torch.float64 else 1e-3
+    if not error <= tolerance:
+        raise GradvarError(
+            f"parameter '{worst}': the engine's gradient differs from autograd's by {error:.1e}; the model may be "
+            "random, or use its weights outside their modules; use --engine reference"
+        )
+    return CheckResult(tuple(unreached), worst, error)

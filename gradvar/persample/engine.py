@@ -1,0 +1,45 @@
+"""The interface of the engines: cells in, moments of their gradients out."""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from gradvar.decomposition.moments import MomentAccumulator
+from gradvar.persample.parameters import Target
+
+Batch = Mapping[str, Tensor]
+Losses = Callable[[Batch], Tensor]
+
+
+class Engine(Protocol):
+    """Computes every cell's gradient, and keeps only its moments."""
+
+    name: str
+
+    def covers(self, target: Target) -> bool:
+        """Whether this engine gives the parameter's gradient."""
+        ...
+
+    def bytes_per_datum(self, cells: int) -> int:
+        """Bytes that the gradients of one datum's cells take, beside what autograd keeps."""
+        ...
+
+    def accumulate(
+        self, losses: Losses, batch: Batch, accumulators: Mapping[int, MomentAccumulator], first: int
+    ) -> Tensor:
+        """Add the cells of some consecutive data of one group.
+
+        Args:
+            losses: Runs the model on a batch and returns its losses ``[cells]``.
+            batch: Tensors with the cells in front, those of a datum together.
+            accumulators: Accumulator by ``id(parameter)``.
+            first: Index of the first datum in the study.
+
+        Returns:
+            ``[cells]`` losses, detached.
+
+        Raises:
+            GradvarError: If a module's output has no cells in front.
+        """
+        ...

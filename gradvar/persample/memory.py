@@ -1,0 +1,94 @@
+"""How much memory there is, and how much a batch of cells takes."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from gradvar.errors import GradvarError
+
+_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def parse_memory(text: str) -> int:
+    """Parse ``4GiB``, ``512MB`` or a plain number of bytes.
+
+    Args:
+        text: The amount; units are powers of 1024, ``B`` and ``iB`` are optional.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        GradvarError: If it is not an amount of memory.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?\s*", text.lower())
+    if not match or float(match[1]) == 0:
+        raise GradvarError(f"--memory '{text}' is not an amount of memory; write it like 4GiB or 512MiB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def format_memory(size: float) -> str:
+    """Write bytes as ``1.5 GiB``."""
+    return f"{size / 2**30:.2f} GiB"
+
+
+def used_memory(device: torch.device) -> int:
+    """Bytes that this process holds on the device."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
+def default_budget(device: torch.device) -> int:
+    """What this process may hold in all: what it has, and 70 % of what is free."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+    else:
+        free = psutil.virtual_memory().available
+        limit = Path("/sys/fs/cgroup/memory.max")
+        if limit.exists() and (text := limit.read_text().strip()).isdigit():
+            current = int(Path("/sys/fs/cgroup/memory.current").read_text())
+            free = min(free, max(int(text) - current, 0))
+    return used_memory(device) + int(0.7 * free)
+
+
+class Footprint:
+    """Counts the distinct storages that autograd keeps for the backward pass.
+
+    Args:
+        ignored: Addresses of storages that do not count, such as the parameters'.
+    """
+
+    def __init__(self, ignored: set[int]) -> None:
+        self._ignored = ignored
+        self._seen: dict[int, int] = {}
+
+    @property
+    def total(self) -> int:
+        """Bytes kept."""
+        return sum(self._seen.values())
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest tensor kept."""
+        return max(self._seen.values(), default=0)
+
+    @contextmanager
+    def measure(self) -> Iterator[None]:
+        """Count everything saved inside the block."""
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in self._ignored:
+                self._seen[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            yield
+
+
