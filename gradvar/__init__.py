@@ -1,0 +1,66 @@
+"""Where the noise in a pretraining gradient comes from, and what would remove it.
+
+    import gradvar
+    objective = gradvar.MaskedLM.from_checkpoint("checkpoint/", "text.txt")
+    print(gradvar.decompose(objective))
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradvar.decomposition.estimate import Estimate
+    from gradvar.demo import DEMO_CHECKPOINT, DEMO_TEXT
+    from gradvar.errors import GradvarError
+    from gradvar.huggingface.corpus import Corpus, load_corpus
+    from gradvar.huggingface.masked_lm import MaskedLM
+    from gradvar.masking.corruption import Replacement
+    from gradvar.objective import Objective
+    from gradvar.report.result import Decomposition, Layer
+    from gradvar.report.writer import write_report
+    from gradvar.study import decompose
+
+# Public names are imported when first used, so that `gradvar --help` need not import torch.
+_HOMES = {
+    "Corpus": "gradvar.huggingface.corpus",
+    "DEMO_CHECKPOINT": "gradvar.demo",
+    "DEMO_TEXT": "gradvar.demo",
+    "Decomposition": "gradvar.report.result",
+    "Estimate": "gradvar.decomposition.estimate",
+    "GradvarError": "gradvar.errors",
+    "Layer": "gradvar.report.result",
+    "MaskedLM": "gradvar.huggingface.masked_lm",
+    "Objective": "gradvar.objective",
+    "Replacement": "gradvar.masking.corruption",
+    "decompose": "gradvar.study",
+    "load_corpus": "gradvar.huggingface.corpus",
+    "write_report": "gradvar.report.writer",
+}
+
+__all__ = [
+    "Corpus",
+    "DEMO_CHECKPOINT",
+    "DEMO_TEXT",
+    "Decomposition",
+    "Estimate",
+    "GradvarError",
+    "Layer",
+    "MaskedLM",
+    "Objective",
+    "Replacement",
+    "decompose",
+    "load_corpus",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gradvar' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted([*globals(), *__all__])

@@ -1,6 +1,10 @@
 """The masked-LM objective: sentences at the outer level, masks with their corruption at the inner one."""
 
+from __future__ import annotations
+
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -9,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradvar.errors import GradvarError
-from gradvar.huggingface.corpus import Corpus
+from gradvar.huggingface.checkpoint import load_checkpoint
+from gradvar.huggingface.corpus import Corpus, load_corpus
 from gradvar.huggingface.forward import logits_at
 from gradvar.masking.corruption import Replacement, corrupt
 from gradvar.masking.hashing import hash_key
@@ -42,6 +47,8 @@ class MaskedLM:
     """
 
     levels = ("data", "mask")
+    checkpoint: str | None = None
+    checkpoint_sha256: str | None = None
 
     def __init__(
         self,
@@ -78,6 +85,44 @@ class MaskedLM:
         self._counts = target_count(torch.from_numpy(maskable), mask_rate)
         mean = self._counts.double().mean()
         self._weights = self._counts / mean if weighting == "token" else torch.ones(len(corpus), dtype=torch.float64)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: str | Path,
+        data: str | Path,
+        *,
+        max_length: int = 128,
+        pack: bool = True,
+        dtype: str = "float32",
+        device: str = "cpu",
+        allow_random_head: bool = False,
+        **options: Any,
+    ) -> MaskedLM:
+        """Load a checkpoint and a text.
+
+        Args:
+            checkpoint: A folder as ``save_pretrained`` writes it, or a hub name.
+            data: A ``.txt``, ``.jsonl`` or ``.parquet`` file, plain or as ``.xz`` or ``.gz``, or a hub data set.
+            max_length: Tokens of a sentence, special tokens included.
+            pack: Join the paragraphs of a document and cut them to that length; otherwise a line a sentence.
+            dtype: ``float32`` or ``float64``, whatever the checkpoint holds.
+            device: ``cpu``, ``cuda`` or ``cuda:N``.
+            allow_random_head: Accept a checkpoint without a masked-LM head.
+            **options: ``mask_rate``, ``replacement`` and ``weighting``.
+
+        Returns:
+            The objective.
+
+        Raises:
+            GradvarError: If the checkpoint or the data cannot be used.
+        """
+        loaded = load_checkpoint(checkpoint, dtype=dtype, device=device, allow_random_head=allow_random_head)
+        if max_length > loaded.max_length:
+            raise GradvarError(f"--max-length {max_length} is beyond the {loaded.max_length} positions of {checkpoint}")
+        objective = cls(loaded.model, loaded.tokenizer, load_corpus(data, loaded.tokenizer, max_length, pack), **options)
+        objective.checkpoint, objective.checkpoint_sha256 = str(checkpoint), loaded.sha256
+        return objective
 
     def __len__(self) -> int:
         """Count the sentences of the corpus."""
@@ -155,3 +200,61 @@ class MaskedLM:
         targets = batch["target_ids"]
         nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
         return (nll * batch["target_weights"].to(nll.dtype)).sum(dim=1)
+
+    @property
+    def seconds_per_datum(self) -> float:
+        """Measured time to read and tokenise a sentence."""
+        return self.corpus.seconds_per_sentence
+
+    def layer_group(self, layer: str) -> str:
+        """Name the group of a module: embedding, attention, mlp, norm, head or other."""
+        module = self.model.get_submodule(layer)
+        if isinstance(module, nn.Embedding):
+            return "embedding"
+        if not layer.startswith(f"{self.model.base_model_prefix}."):
+            return "head"
+        if isinstance(module, nn.LayerNorm):
+            return "norm"
+        if re.search(r"attn|attention", layer):
+            return "attention"
+        if re.search(r"mlp|intermediate|output", layer):
+            return "mlp"
+        return "other"
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Return what a report says of this objective: its part of ``study`` and of ``provenance``."""
+        r = self.replacement
+        return {
+            "study": {
+                "mask_rate": self.mask_rate,
+                "max_length": self.corpus.max_length,
+                "replacement": [r.mask, r.random, r.keep],
+                "weighting": self.weighting,
+                "population": len(self.corpus),
+            },
+            "provenance": {
+                "checkpoint": self.checkpoint,
+                "checkpoint_sha256": self.checkpoint_sha256,
+                "data": self.corpus.source,
+                "data_sha256": self.corpus.sha256,
+            },
+        }
+
+    def cell_table(self, data: Sequence[int], masks: int, seed: int) -> dict[str, list[Any]]:
+        """Return what each cell was, for `cells.parquet`: columns by name, a value a cell."""
+        table: dict[str, list[Any]] = {
+            name: []
+            for name in ("sentence", "mask", "input_ids", "corrupted_ids", "target_positions", "target_ids", "weight")
+        }
+        for sentence in data:
+            original = self.corpus.sequences[sentence].tolist()
+            batch = {name: tensor.cpu() for name, tensor in self.draw([sentence], (masks,), seed).items()}
+            for mask in range(masks):
+                table["sentence"].append(int(sentence))
+                table["mask"].append(mask)
+                table["input_ids"].append(original)
+                table["corrupted_ids"].append(batch["input_ids"][mask].tolist())
+                table["target_positions"].append(batch["target_positions"][mask].tolist())
+                table["target_ids"].append(batch["target_ids"][mask].tolist())
+                table["weight"].append(float(self._weights[sentence]))
+        return table

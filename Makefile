@@ -1,0 +1,44 @@
+# The two commands that a newcomer needs: `make demo` and `make test`. Each makes the virtual environment first.
+# PIP_ARGS="--index-url …" points pip at another index; the constraints pin every version.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test test-full lint format benchmark clean
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[test]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/gradvar decompose --out out --overwrite
+	@echo "Look at out/summary.txt first, then at out/layers.png (where the noise sits), out/batch.png (what a"
+	@echo "larger batch or more masks buy) and out/cells.png. Your own model: .venv/bin/gradvar decompose"
+	@echo "--checkpoint DIR --data text.txt --out report/"
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not full"
+
+test-full: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+format: $(STAMP)
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+benchmark: $(STAMP)
+	$(BIN)/python benchmarks/engine.py
+
+clean:
+	rm -rf $(VENV) out build dist

@@ -1,0 +1,6 @@
+"""``python -m gradvar``."""
+
+from gradvar.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Results as values, tables, figures and files: rendering, no measuring."""

@@ -1,0 +1,193 @@
+"""The result of a study: frozen dataclasses that know how to be a table, a figure, text and JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gradvar.decomposition.allocation import Advice, batch_variance
+from gradvar.decomposition.components import Components
+from gradvar.decomposition.estimate import Estimate
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+SCHEMA = "gradvar/decomposition/v1"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The components of one layer: the parameters of one module.
+
+    Attributes:
+        name: The module's name.
+        group: ``embedding``, ``attention``, ``mlp``, ``norm``, ``head`` or ``other``.
+        parameters: Number of parameters.
+        shared_with: Other modules that use the same parameters.
+        components: Variance by level.
+        shares: Share of this layer's variance by level.
+        gradient_norm2: ``|mu|^2``.
+        statistics: What they were computed from.
+    """
+
+    name: str
+    group: str
+    parameters: int
+    shared_with: tuple[str, ...]
+    components: dict[str, Estimate]
+    shares: dict[str, Estimate]
+    gradient_norm2: Estimate
+    statistics: Components = field(repr=False, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields for JSON."""
+        return {
+            "name": self.name,
+            "group": self.group,
+            "parameters": self.parameters,
+            "shared_with": list(self.shared_with),
+            "components": _json(self.components),
+            "shares": _json(self.shares),
+            "gradient_norm2": self.gradient_norm2.to_json(),
+        }
+
+
+@dataclass(frozen=True, repr=False)
+class Decomposition:
+    """Where the variance of a gradient comes from.
+
+    Every number is an :class:`~gradvar.Estimate`. "Variance" is the trace of the covariance over the
+    parameters studied, for one cell (one draw at every level).
+
+    Attributes:
+        levels: Names of the levels, outermost first.
+        proposal: How the inner draws were made.
+        components: Variance by level.
+        shares: Share of the variance by level.
+        gradient_norm2: ``|mu|^2``, squared norm of the expected gradient.
+        noise_scale: Component over ``|mu|^2`` by level, and ``total``: the batch size (in draws of the
+            outermost level) at which this noise is as large as the signal.
+        headroom: ``importance``: largest part of the innermost component that importance sampling can remove.
+        layers: The same by layer.
+        advice: How many inner draws a datum should have at equal cost.
+        study: What was asked for.
+        provenance: What ran.
+        notices: What a reader should know, one line each.
+        statistics: What the totals were computed from.
+        data: ``[N]`` indices of the data in the population, in the order of the study.
+        losses: ``[N, cells]`` loss of each cell.
+    """
+
+    levels: tuple[str, ...]
+    proposal: str
+    components: dict[str, Estimate]
+    shares: dict[str, Estimate]
+    gradient_norm2: Estimate
+    noise_scale: dict[str, Estimate]
+    headroom: dict[str, Estimate]
+    layers: tuple[Layer, ...]
+    advice: Advice
+    study: dict[str, Any]
+    provenance: dict[str, Any]
+    notices: tuple[str, ...]
+    statistics: Components = field(compare=False)
+    data: np.ndarray = field(compare=False)
+    losses: np.ndarray = field(compare=False)
+
+    def variance(self, batch: float, *draws: int) -> Estimate:
+        """Estimate the variance of a batch gradient.
+
+        Args:
+            batch: Draws of the outermost level (sentences), ``B``.
+            *draws: Draws at each inner level; one each if omitted.
+
+        Returns:
+            ``sum_l V_l / (B n_1 ... n_l)``, for two levels ``V_data/B + V_mask/(B K)``.
+        """
+        return batch_variance(self.statistics, batch, draws or (1,) * (len(self.levels) - 1))
+
+    def to_frame(self) -> DataFrame:
+        """Return a pandas table: a row a layer, the total first; intervals in columns ``*_low``, ``*_high``."""
+        import pandas
+
+        rows = [_row("total", "total", self.layers_parameters, (), self.components, self.shares, self.gradient_norm2)]
+        for layer in self.layers:
+            rows.append(
+                _row(
+                    layer.name,
+                    layer.group,
+                    layer.parameters,
+                    layer.shared_with,
+                    layer.components,
+                    layer.shares,
+                    layer.gradient_norm2,
+                )
+            )
+        return pandas.DataFrame(rows)
+
+    @property
+    def layers_parameters(self) -> int:
+        """Number of parameters studied."""
+        return sum(layer.parameters for layer in self.layers)
+
+    def plot(self, kind: str = "layers") -> Figure:
+        """Draw a matplotlib figure.
+
+        Args:
+            kind: ``layers`` (components by layer), ``batch`` (variance against batch and masks) or ``cells``
+                (distribution of the cells' gradient norms).
+
+        Returns:
+            The figure, not attached to any window.
+        """
+        from gradvar.report.figures import FIGURES
+
+        return FIGURES[kind](self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything, in the schema ``gradvar/decomposition/v1``."""
+        return {
+            "schema": SCHEMA,
+            "levels": list(self.levels),
+            "proposal": self.proposal,
+            "components": _json(self.components),
+            "shares": _json(self.shares),
+            "gradient_norm2": self.gradient_norm2.to_json(),
+            "noise_scale": _json(self.noise_scale),
+            "headroom": _json(self.headroom),
+            "layers": [layer.to_json() for layer in self.layers],
+            "advice": self.advice.to_json(),
+            "study": self.study,
+            "provenance": self.provenance,
+            "notices": list(self.notices),
+        }
+
+    def __repr__(self) -> str:
+        """Render the summary as plain text."""
+        from gradvar.report.text import summary
+
+        return summary(self)
+
+
+def _json(estimates: dict[str, Estimate]) -> dict[str, Any]:
+    return {name: estimate.to_json() for name, estimate in estimates.items()}
+
+
+def _row(
+    name: str,
+    group: str,
+    parameters: int,
+    shared_with: tuple[str, ...],
+    components: dict[str, Estimate],
+    shares: dict[str, Estimate],
+    gradient_norm2: Estimate,
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"layer": name, "group": group, "parameters": parameters, "shared_with": ";".join(shared_with)}
+    columns = {f"variance_{level}": estimate for level, estimate in components.items()}
+    columns |= {f"share_{level}": estimate for level, estimate in shares.items()}
+    columns |= {"gradient_norm2": gradient_norm2}
+    for column, estimate in columns.items():
+        row |= {column: estimate.estimate, f"{column}_low": estimate.low, f"{column}_high": estimate.high}
+    return row

@@ -1,0 +1,191 @@
+"""From an objective to a result: measure, estimate, advise."""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradvar.decomposition.allocation import advise
+from gradvar.decomposition.components import Components
+from gradvar.decomposition.moments import Moments, total
+from gradvar.errors import GradvarError
+from gradvar.measure import Measurement, measure
+from gradvar.objective import Objective
+from gradvar.report.result import Decomposition, Layer
+
+if TYPE_CHECKING:
+    from gradvar.huggingface.masked_lm import MaskedLM
+
+
+def decompose(
+    objective: Objective,
+    *,
+    sentences: int = 64,
+    masks: int | Sequence[int] = 8,
+    groups: int = 8,
+    seed: int = 0,
+    engine: str = "onepass",
+    parameters: str | None = None,
+    memory: int | None = None,
+    cost_sentence: float | None = None,
+    cost_mask: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Decomposition:
+    """Split the variance of an objective's gradient into its levels of randomness.
+
+    Args:
+        objective: A masked LM (:class:`gradvar.MaskedLM`) or any :class:`~gradvar.Objective`.
+        sentences: Draws of the outermost level (data).
+        masks: Draws at each inner level; one number if there is one inner level.
+        groups: Groups of data for the intervals of ``|mu|^2`` and the noise scale; each costs memory for one
+            copy of the parameters.
+        seed: Seed of every random choice.
+        engine: ``onepass``, or ``reference`` (slow, any model).
+        parameters: Regular expression; only parameters whose name it finds are studied.
+        memory: Bytes that the process may hold; by default most of what is free.
+        cost_sentence: Cost of one more sentence beside its masks, for the advice; by default measured.
+        cost_mask: Cost of one more mask (forward and backward); by default measured. Same unit.
+        progress: Called with the cells done and the cells in all.
+
+    Returns:
+        The decomposition, with 95 % intervals.
+
+    Raises:
+        GradvarError: If something that was asked for cannot be done; the message says what to change.
+    """
+    counts = (sentences, *((masks,) if isinstance(masks, int) else masks))
+    _check_counts(objective, counts, groups)
+    for name, cost in (("--cost-sentence", cost_sentence), ("--cost-mask", cost_mask)):
+        if cost is not None and not (np.isfinite(cost) and (cost > 0 or (cost == 0 and name == "--cost-sentence"))):
+            raise GradvarError(f"{name} {cost} is not a positive number")
+    start = time.perf_counter()
+    measured = measure(objective, counts, groups, seed, engine, parameters, memory, progress)
+    levels = tuple(objective.levels)
+    whole = Components(total(list(measured.moments.values())), levels)
+    one = np.ones(len(levels))
+    noise = {level: whole.noise_scale(np.eye(len(levels))[i]) for i, level in enumerate(levels)}
+    data_cost = getattr(objective, "seconds_per_datum", 0.0)
+    described = getattr(objective, "describe", dict)()
+    return Decomposition(
+        levels=levels,
+        proposal="uniform/simple",
+        components={level: whole.component(i) for i, level in enumerate(levels)},
+        shares={level: whole.share(i) for i, level in enumerate(levels)},
+        gradient_norm2=whole.gradient_norm2(),
+        noise_scale=noise | {"total": whole.noise_scale(one)},
+        headroom={"importance": whole.importance_headroom()},
+        layers=_layers(objective, measured, levels),
+        advice=advise(
+            whole,
+            data_cost if cost_sentence is None else cost_sentence,
+            measured.seconds_per_cell if cost_mask is None else cost_mask,
+        ),
+        study={
+            "sentences": sentences,
+            "masks": masks if isinstance(masks, int) else list(masks),
+            "groups": groups,
+            **described.get("study", {}),
+            "engine": engine,
+            "dtype": str(measured.targets[0].parameter.dtype).removeprefix("torch."),
+            "seed": seed,
+        },
+        provenance={
+            "command": _command(),
+            "versions": versions(),
+            **described.get("provenance", {}),
+            "device": _device_name(measured),
+            "wall_seconds": time.perf_counter() - start,
+            "cells_per_second": measured.cells_per_second,
+        },
+        notices=measured.notices,
+        statistics=whole,
+        data=measured.data,
+        losses=measured.losses,
+    )
+
+
+def cell_table(objective: MaskedLM, result: Decomposition) -> dict[str, list[Any]]:
+    """Return every cell of a study, for ``cells.parquet``: what was drawn, its loss and squared gradient norm.
+
+    The draws are made again: they are a function of the seed.
+
+    Args:
+        objective: The masked LM that was studied.
+        result: Its decomposition.
+
+    Returns:
+        Columns by name, a value a cell.
+    """
+    table = objective.cell_table(result.data.tolist(), result.losses.shape[1], result.study["seed"])
+    norms = result.statistics.moments.cell_norm2
+    return table | {"loss": result.losses.ravel().tolist(), "grad_norm2": norms.ravel().tolist()}
+
+
+def _check_counts(objective: Objective, counts: tuple[int, ...], groups: int) -> None:
+    names = ("--sentences", "--masks") if tuple(objective.levels) == ("data", "mask") else tuple(objective.levels)
+    if len(counts) != len(objective.levels):
+        raise GradvarError(f"{len(counts)} numbers of draws for the levels {', '.join(objective.levels)}; give one each")
+    for name, count in zip(names, counts, strict=True):
+        if count < 2:
+            raise GradvarError(f"{name} {count}: the variance of a level needs at least 2 draws of it")
+    if not 1 <= groups <= counts[0]:
+        raise GradvarError(f"--groups {groups} must be between 1 and {names[0]} {counts[0]}")
+
+
+def _layers(objective: Objective, measured: Measurement, levels: tuple[str, ...]) -> tuple[Layer, ...]:
+    """Add up the moments of each module's parameters."""
+    members: dict[str, list[Moments]] = {}
+    shared: dict[str, list[str]] = {}
+    group = getattr(objective, "layer_group", lambda layer: "other")
+    for target in measured.targets:
+        owners = [name.rpartition(".")[0] for name in target.names]
+        members.setdefault(owners[0], []).append(measured.moments[target.name])
+        shared.setdefault(owners[0], []).extend(owners[1:])
+    layers = []
+    for name, parts in members.items():
+        statistics = Components(total(parts), levels)
+        layers.append(
+            Layer(
+                name=name,
+                group=group(name),
+                parameters=statistics.moments.dimension,
+                shared_with=tuple(dict.fromkeys(s for s in shared[name] if s != name)),
+                components={level: statistics.component(i) for i, level in enumerate(levels)},
+                shares={level: statistics.share(i) for i, level in enumerate(levels)},
+                gradient_norm2=statistics.gradient_norm2(),
+                statistics=statistics,
+            )
+        )
+    return tuple(layers)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that can change a result."""
+    found = {"python": platform.python_version()}
+    for package in ("gradvar", "torch", "transformers", "tokenizers", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _command() -> str:
+    program = "gradvar" if re.search(r"gradvar(/__main__\.py)?$", sys.argv[0]) else sys.argv[0]
+    return " ".join([program, *sys.argv[1:]])
+
+
+def _device_name(measured: Measurement) -> str:
+    device = measured.targets[0].parameter.device
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({platform.machine()})"

@@ -1,0 +1,82 @@
+"""The small models, tokenizers and corpora that the tests share."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast, ModernBertConfig, ModernBertForMaskedLM
+
+from gradvar.huggingface.corpus import Corpus
+from gradvar.huggingface.masked_lm import MaskedLM
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+PAD, UNK, CLS, SEP, MASK = range(5)
+
+
+def tokenizer(words: int = 55) -> BertTokenizerFast:
+    """A WordPiece tokenizer over `w0 w1 …`; ids 0-4 are special, word i has id 5 + i."""
+    vocabulary = {token: index for index, token in enumerate(SPECIAL + [f"w{i}" for i in range(words)])}
+    return BertTokenizerFast(vocab=vocabulary, do_lower_case=True, model_max_length=512)
+
+
+def model(kind: str, vocabulary: int = 60, tied: bool = True, attention: str = "sdpa", width: int = 16) -> nn.Module:
+    """A two-layer float64 masked LM whose every parameter, biases and norms included, is random."""
+    torch.manual_seed(1)
+    options = {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 32,
+        "pad_token_id": PAD,
+        "tie_word_embeddings": tied,
+        "attn_implementation": attention,
+    }
+    if kind == "bert":
+        built = BertForMaskedLM(BertConfig(**options))
+    else:
+        special = {"cls_token_id": CLS, "sep_token_id": SEP, "bos_token_id": CLS, "eos_token_id": SEP}
+        built = ModernBertForMaskedLM(ModernBertConfig(**options, **special, local_attention=4))
+    built = built.double().eval()
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    return built
+
+
+def corpus(lengths: list[int], vocabulary: int = 60, seed: int = 0) -> Corpus:
+    """Random sentences `[CLS] … [SEP]` of the given lengths, special tokens included."""
+    rng = np.random.default_rng(seed)
+    rows = (np.concatenate([[CLS], rng.integers(5, vocabulary, n - 2), [SEP]]) for n in lengths)
+    return Corpus(tuple(row.astype(np.int32) for row in rows), "random", "0" * 64, max(lengths), 1e-3)
+
+
+def objective(kind: str = "bert", padded: bool = False, sentences: int = 12, **options: object) -> MaskedLM:
+    """A masked LM over random sentences; `padded` gives them different lengths."""
+    lengths = [12 - (3 * i) % 5 for i in range(sentences)] if padded else [12] * sentences
+    keys = ("tied", "attention", "width")
+    built = model(kind, **{key: options.pop(key) for key in keys if key in options})
+    return MaskedLM(built, tokenizer(), corpus(lengths), mask_rate=options.pop("mask_rate", 0.3), **options)
+
+
+def save_checkpoint(folder: Path, kind: str = "bert", change: Callable[[Path], None] | None = None) -> Path:
+    """Write a checkpoint folder with its tokenizer, and let a test damage it."""
+    model(kind).float().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    if change:
+        change(folder)
+    return folder
+
+
+def write_text(path: Path, documents: int = 30, words: int = 60, seed: int = 0) -> Path:
+    """Write documents of random words, a paragraph a line, blank lines between them."""
+    rng = np.random.default_rng(seed)
+
+    def paragraph() -> str:
+        return " ".join(f"w{i}" for i in rng.integers(0, 55, words // 2))
+
+    path.write_text("\n\n".join(f"{paragraph()}\n{paragraph()}" for _ in range(documents)) + "\n")
+    return path
