@@ -39,7 +39,9 @@ def model(kind: str, vocabulary: int = 60, tied: bool = True, attention: str = "
         built = BertForMaskedLM(BertConfig(**options))
     else:
         special = {"cls_token_id": CLS, "sep_token_id": SEP, "bos_token_id": CLS, "eos_token_id": SEP}
-        built = ModernBertForMaskedLM(ModernBertConfig(**options, **special, local_attention=4))
+        # Windows of 4 on each side: narrower than a sentence, and every padded position still sees a token
+        # (transformers' eager attention gives NaN for a position whose window is all padding).
+        built = ModernBertForMaskedLM(ModernBertConfig(**options, **special, local_attention=8))
     built = built.double().eval()
     with torch.no_grad():
         for parameter in built.parameters():

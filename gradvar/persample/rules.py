@@ -24,7 +24,7 @@ Rule = Callable[[nn.Module, Tensor, Tensor], Fill]
 
 def linear_weight(module: nn.Module, x: Tensor, dy: Tensor) -> Fill:
     """Linear: ``dW[o, i] = sum_t dy[t, o] x[t, i]``."""
-    x, dy = x.flatten(1, -2), dy.flatten(1, -2).transpose(1, 2)
+    x, dy = _flat(x), _flat(dy).transpose(1, 2)
 
     def fill(cells: slice, rows: slice | Tensor, out: Tensor, fresh: bool) -> None:
         torch.baddbmm(out, dy[cells, rows], x[cells], beta=0 if fresh else 1, out=out)
@@ -34,14 +34,19 @@ def linear_weight(module: nn.Module, x: Tensor, dy: Tensor) -> Fill:
 
 def bias(module: nn.Module, x: Tensor, dy: Tensor) -> Fill:
     """Bias: ``db[o] = sum_t dy[t, o]``."""
-    return _one_row(dy.flatten(1, -2).sum(1, keepdim=True))
+    return _one_row(_flat(dy).sum(1, keepdim=True))
 
 
 def layer_norm_weight(module: nn.Module, x: Tensor, dy: Tensor) -> Fill:
     """LayerNorm: ``dw[o] = sum_t dy[t, o] n[t, o]`` with ``n`` the normalised input."""
     assert isinstance(module, nn.LayerNorm)
     normalised = F.layer_norm(x, module.normalized_shape, eps=module.eps)
-    return _one_row((normalised * dy).flatten(1, -2).sum(1, keepdim=True))
+    return _one_row(_flat(normalised * dy).sum(1, keepdim=True))
+
+
+def _flat(x: Tensor) -> Tensor:
+    """See ``[c, ..., last]`` as ``[c, t, last]``."""
+    return x.reshape(len(x), -1, x.shape[-1])
 
 
 def _one_row(gradient: Tensor) -> Fill:
@@ -59,7 +64,7 @@ def _one_row(gradient: Tensor) -> Fill:
 def embedding_weight(module: nn.Module, x: Tensor, dy: Tensor) -> Fill:
     """Embedding: ``dE[v] = sum_{t: x[t] = v} dy[t]``, the padding row excepted."""
     assert isinstance(module, nn.Embedding)
-    x, dy = x.flatten(1), dy.flatten(1, -2)
+    x, dy = x.flatten(1), _flat(dy)
     live = torch.ones_like(x, dtype=torch.bool) if module.padding_idx is None else x != module.padding_idx
     cell, position = live.nonzero(as_tuple=True)
     ids, order = x[cell, position].sort()

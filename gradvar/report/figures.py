@@ -42,7 +42,7 @@ def layers_figure(result: Decomposition) -> Figure:
     axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xscale("log")
-    axes.set_xlabel("variance of the gradient of one cell (squared gradient units), 95 % interval")
+    axes.set_xlabel("variance of one cell's gradient (squared gradient units), 95 % interval; ◂ below the range")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     inner = result.levels[-1]
@@ -54,7 +54,7 @@ def batch_figure(result: Decomposition) -> Figure:
     """Variance of a batch gradient against the batch size, for several inner draws."""
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     axes = figure.subplots()
-    outer, inner = result.levels[0], result.levels[-1]
+    outer, inner = result.unit, result.levels[-1]
     batches = np.geomspace(1, 4096, 25)
     resting = (1,) * (len(result.levels) - 2)
     shades = np.linspace(0.35, 1.0, 4)
@@ -73,22 +73,23 @@ def batch_figure(result: Decomposition) -> Figure:
     measured = result.statistics.linear(1 / np.cumprod((1, *counts[1:])))
     if measured.estimate is not None and measured.low is not None and measured.high is not None:
         error = [[measured.estimate - measured.low], [measured.high - measured.estimate]]
-        label = f"measured: 1 {outer} draw, {' x '.join(map(str, counts[1:]))} {inner}s"
+        label = f"measured: 1 {outer}, {' x '.join(map(str, counts[1:]))} {inner}s"
         axes.errorbar([1], [measured.estimate], yerr=error, color=COLOURS[1], marker="o", capsize=3, label=label, zorder=3)
     signal = result.gradient_norm2
     if signal.estimate is not None and signal.estimate > 0:
         axes.axhline(signal.estimate, color=GREY, linestyle="--", linewidth=1)
-        axes.annotate("signal |μ|²", (1, signal.estimate), xytext=(4, 4), textcoords="offset points", color=GREY, fontsize=8)
+        place = {"xytext": (0, 4), "textcoords": "offset points", "ha": "right"}
+        axes.annotate("signal |μ|²", (batches[-1], signal.estimate), color=GREY, fontsize=8, **place)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.xaxis.set_major_locator(LogLocator(base=2, numticks=14))
-    axes.set_xlabel(f"batch size B ({outer} draws)")
+    axes.set_xlabel(f"batch size B ({outer}s)")
     axes.set_ylabel("variance of the batch gradient (squared gradient units)")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     scale = result.noise_scale["total"]
     if scale.estimate is not None:
-        title = f"With one {inner} each, noise falls to the size of the signal at a batch of {scale.estimate:,.0f}"
+        title = f"With one {inner} each, noise falls to the size of the signal at a batch of {scale.estimate:,.0f} {outer}s"
     else:
         title = "Variance of a batch gradient; the signal is not resolved at this study size"
     axes.set_title(title, fontsize=10, loc="left", wrap=True)
@@ -98,28 +99,25 @@ def batch_figure(result: Decomposition) -> Figure:
 def cells_figure(result: Decomposition) -> Figure:
     """Distribution of the gradient norms of the cells."""
     norms = np.sqrt(result.statistics.moments.cell_norm2)
-    positive = norms[norms > 0]
     figure = Figure(figsize=(7, 3.8), layout="constrained")
     axes = figure.subplots()
-    if positive.size:
-        spread = max(positive.max() / positive.min(), 1.01)
-        bins = np.geomspace(positive.min() / spread**0.02, positive.max() * spread**0.02, 40)
-        weight = 100 / positive.size
-        axes.hist(positive, bins, weights=np.full(positive.size, weight), color=COLOURS[0], alpha=0.55, label="cells")
-        means = norms.mean(axis=1)
-        weights = np.full(means.size, 100 / means.size)
-        axes.hist(means, bins, weights=weights, color=COLOURS[1], histtype="step", label=f"means by {result.levels[0]}")
-        axes.set_xscale("log")
-        axes.legend(frameon=False, fontsize=8)
-    axes.set_xlabel("norm of a cell's gradient |g|")
+    wide = norms.min() > 0 and norms.max() > 5 * norms.min()
+    bins = np.geomspace(norms.min(), norms.max(), 31) if wide else np.linspace(norms.min(), norms.max() or 1.0, 31)
+    means = norms.mean(axis=1)
+    axes.hist(norms.ravel(), bins, weights=np.full(norms.size, 100 / norms.size), color=COLOURS[0], alpha=0.5, label="cells")
+    weights = np.full(means.size, 100 / means.size)
+    axes.hist(means, bins, weights=weights, color=COLOURS[1], histtype="step", linewidth=1.5, label=f"{result.unit} means")
+    axes.set_xscale("log" if wide else "linear")
+    axes.legend(frameon=False, fontsize=8)
+    axes.set_xlabel("norm of a cell's gradient |g| (gradient units)")
     axes.set_ylabel("share (%)")
-    headroom = result.headroom["importance"]
-    inner = result.levels[-1]
+    headroom, inner = result.headroom["importance"], result.levels[-1]
     title = "Gradient norms of the cells"
     if headroom.estimate is not None:
+        within = np.sqrt(norms.var(axis=1, ddof=1).mean()) / norms.mean()
         title = (
-            f"Norms differ little enough within a {result.levels[0]} draw that importance sampling of {inner}s can "
-            f"remove at most {100 * headroom.estimate:.2g} % of the {inner} variance"
+            f"Within a {result.unit} the norms vary by {100 * within:.0f} %: importance sampling of {inner}s\n"
+            f"can remove at most {100 * headroom.estimate:.2g} % of the {inner} variance"
         )
     axes.set_title(title, fontsize=10, loc="left", wrap=True)
     return figure

@@ -112,7 +112,7 @@ class Decomposition:
         """Return a pandas table: a row a layer, the total first; intervals in columns ``*_low``, ``*_high``."""
         import pandas
 
-        rows = [_row("total", "total", self.layers_parameters, (), self.components, self.shares, self.gradient_norm2)]
+        rows = [_row("total", "total", self.parameters, (), self.components, self.shares, self.gradient_norm2)]
         for layer in self.layers:
             rows.append(
                 _row(
@@ -128,9 +128,14 @@ class Decomposition:
         return pandas.DataFrame(rows)
 
     @property
-    def layers_parameters(self) -> int:
+    def parameters(self) -> int:
         """Number of parameters studied."""
         return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def unit(self) -> str:
+        """What one draw of the outermost level is called."""
+        return "sentence" if self.levels[0] == "data" else f"{self.levels[0]} draw"
 
     def plot(self, kind: str = "layers") -> Figure:
         """Draw a matplotlib figure.

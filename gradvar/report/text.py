@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from gradvar.report.result import Decomposition
 
 _LAYERS = 8
-WIDTH = 100
+WIDTH = 80
 
 
 def summary(result: Decomposition) -> str:
-    """Render the result as plain text of at most 100 columns."""
+    """Render the result as plain text of at most 80 columns."""
     buffer = io.StringIO()
     Console(file=buffer, width=WIDTH, color_system=None, highlight=False).print(render(result))
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
@@ -28,13 +28,16 @@ def summary(result: Decomposition) -> str:
 def render(result: Decomposition) -> RenderableType:
     """Build what a terminal shows."""
     study = result.study
-    draws = study["masks"] if isinstance(study["masks"], int) else " x ".join(map(str, study["masks"]))
+    draws = study["masks"] if isinstance(study["masks"], int) else " × ".join(map(str, study["masks"]))
+    title = f"Gradient variance of one cell, from {study['sentences']} {result.unit}s × {draws} {result.levels[-1]}s"
     source = result.provenance.get("checkpoint")
-    title = f"Gradient variance of one cell: {study['sentences']} {result.levels[0]} draws x {draws}"
-    parts: list[RenderableType] = [Text(title + (f", {source}" if source else ""), style="bold", overflow="fold")]
-    parts += [_levels_table(result), Text("")]
+    parts: list[RenderableType] = [Text(title, style="bold")]
+    parts += [Text(str(source), style="dim")] if source else []
+    parts += [Text(""), _levels_table(result), Text("")]
     parts += [Text(line) for line in findings(result)]
     parts += [Text(""), _layers_table(result)]
+    if len(result.layers) > _LAYERS:
+        parts.append(Text(f"… and {len(result.layers) - _LAYERS} more layers", style="dim"))
     parts += [Text(f"note: {line}", style="yellow") for line in (*result.notices, *_reasons(result))]
     return Group(*parts)
 
@@ -42,24 +45,18 @@ def render(result: Decomposition) -> RenderableType:
 def findings(result: Decomposition) -> list[str]:
     """Say in words what the numbers mean, one line each."""
     inner = result.levels[-1]
-    lines = [f"Signal: squared norm of the expected gradient {result.gradient_norm2}."]
+    lines = [f"Signal |μ|², the squared norm of the expected gradient: {result.gradient_norm2}."]
     total = result.noise_scale["total"]
     if total.resolved:
-        lines.append(f"Noise equals signal at a batch of {total} {result.levels[0]} draws (noise scale).")
+        lines.append(f"Noise is as large as the signal at a batch of {total} {result.unit}s.")
     headroom = result.headroom["importance"]
     if headroom.resolved:
-        lines.append(f"Importance sampling of {inner}s can remove at most {percent(headroom)} of the {inner} variance.")
+        lines.append(f"Importance sampling can remove at most {percent(headroom)} of {inner} variance.")
     advice = result.advice
-    ratio = advice.variance_ratio_to_one_mask
     if advice.masks_per_sentence is not None:
-        costs = f"a sentence costs {advice.cost_sentence:.2g}, a mask {advice.cost_mask:.2g}"
-        if advice.masks_per_sentence == 1:
-            lines.append(f"One mask a sentence is best at equal cost ({costs}).")
-        else:
-            lines.append(
-                f"{advice.masks_per_sentence} masks a sentence are best at equal cost ({costs}): "
-                f"{ratio} x the variance of one mask."
-            )
+        best = f"{advice.masks_per_sentence} {inner}{'s' if advice.masks_per_sentence > 1 else ''} a {result.unit}"
+        lines.append(f"Best at equal cost: {best}, {advice.variance_ratio_to_one_mask} × the variance of one")
+        lines.append(f"(a {result.unit} costs {advice.cost_sentence:.2g}, a {inner} {advice.cost_mask:.2g}).")
     return lines
 
 
@@ -72,30 +69,31 @@ def percent(estimate: Estimate) -> str:
     return f"{100 * estimate.estimate:.3g} % [{100 * estimate.low:.3g}, {100 * estimate.high:.3g}]"
 
 
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    return table
+
+
 def _levels_table(result: Decomposition) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for column in ("level", "variance [95 % interval]", "share", f"noise scale ({result.levels[0]} draws)"):
-        table.add_column(column, justify="left", no_wrap=True)
+    table = _table("level", "variance [95 %]", "share", "noise scale")
     for level in result.levels:
         table.add_row(level, str(result.components[level]), percent(result.shares[level]), str(result.noise_scale[level]))
     return table
 
 
 def _layers_table(result: Decomposition) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("layers with most variance", overflow="fold")
-    table.add_column("group")
-    table.add_column("of the total", justify="right")
-    for level in result.levels:
-        table.add_column(f"{level} variance", no_wrap=True)
+    """List the layers with most variance: how much, and how much of theirs is the innermost level's."""
+    inner = result.levels[-1]
+    table = _table("layer", "of total", f"{inner} share")
+    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
+    table.columns[1].justify = "right"
     totals = {layer.name: float(layer.statistics.values.sum()) for layer in result.layers}
     whole = float(result.statistics.values.sum())
     for layer in sorted(result.layers, key=lambda layer: -totals[layer.name])[:_LAYERS]:
         share = f"{100 * totals[layer.name] / whole:.1f} %" if whole > 0 else "-"
-        table.add_row(layer.name, layer.group, share, *(str(layer.components[level]) for level in result.levels))
-    if len(result.layers) > _LAYERS:
-        table.caption = f"{len(result.layers) - _LAYERS} more layers in layers.csv"
-        table.caption_justify = "left"
+        table.add_row(layer.name, share, percent(layer.shares[inner]))
     return table
 
 

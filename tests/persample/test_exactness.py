@@ -1,0 +1,128 @@
+"""Every engine against the only oracle: a plain autograd loop, in float64, for every parameter."""
+
+import numpy as np
+import pytest
+import torch
+
+from gradvar.decomposition.moments import MomentAccumulator, even_layout
+from gradvar.persample.onepass import OnePass
+from gradvar.persample.parameters import select
+from gradvar.persample.reference import Reference
+from tests import cases
+
+SENTENCES, MASKS = 4, 3
+MODELS = [(kind, tied, attention) for kind in ("bert", "modernbert") for tied in (True, False) for attention in ("sdpa", "eager")]
+
+
+def study(kind, tied, attention, padded, dtype=torch.float64):
+    objective = cases.objective(kind, padded, tied=tied, attention=attention)
+    objective.model.to(dtype)
+    return objective, objective.draw(range(SENTENCES), (MASKS,), seed=3)
+
+
+def loop(objective, batch, targets):
+    """Explicit gradients `[cells, rows, columns]`, a backward pass a cell."""
+    rows = []
+    for cell in range(SENTENCES * MASKS):
+        loss = objective.losses({name: tensor[cell : cell + 1] for name, tensor in batch.items()}).sum()
+        found = torch.autograd.grad(loss, [t.parameter for t in targets], allow_unused=True)
+        rows.append([torch.zeros_like(t.parameter) if g is None else g for g, t in zip(found, targets, strict=True)])
+    return [torch.stack(column).view(-1, *t.shape) for column, t in zip(zip(*rows, strict=True), targets, strict=True)]
+
+
+def accumulate(engine, objective, batch, targets, chunks=(SENTENCES,)):
+    """A group a sentence, so that every sentence's mean gradient can be read off."""
+    layout = even_layout((SENTENCES, MASKS), SENTENCES)
+    accumulators = {id(t.parameter): MomentAccumulator(*t.shape, layout, t.parameter.dtype) for t in targets}
+    for start in range(SENTENCES):
+        part = {name: x[start * MASKS : (start + 1) * MASKS] for name, x in batch.items()}
+        engine.accumulate(objective.losses, part, accumulators, start)
+    return [accumulators[id(t.parameter)] for t in targets]
+
+
+def relative(error, gradient, whole):
+    """Error relative to max(|g_p|, 1e-8 |g|)."""
+    return float(error / max(gradient, 1e-8 * whole))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("kind", "tied", "attention"), MODELS)
+@pytest.mark.parametrize("make", [OnePass, Reference, lambda m, t: Reference(m, t, loop=True)])
+def test_exact_per_cell_sentence_and_grand_mean(make, kind, tied, attention, padded):
+    objective, batch = study(kind, tied, attention, padded)
+    targets = select(objective.model)
+    explicit = loop(objective, batch, targets)
+    whole = torch.stack([g.norm() for g in explicit]).norm()
+    found = accumulate(make(objective.model, targets), objective, batch, targets)
+    zeros = []
+    for target, g, accumulator in zip(targets, explicit, found, strict=True):
+        by_sentence = g.view(SENTENCES, MASKS, *target.shape)
+        means = by_sentence.mean(dim=1)
+        norms = accumulator.cell_norm2.flatten().sqrt()
+        for cell, norm in enumerate(norms):
+            assert relative(abs(norm - g[cell].norm()), g[cell].norm(), whole) < 1e-9, (target.name, cell)
+        sums = torch.cat([accumulator.sums[:1], accumulator.sums.diff(dim=0)])
+        for sentence in range(SENTENCES):
+            gradient = means[sentence]
+            assert relative((sums[sentence] - gradient).norm(), gradient.norm(), whole) < 1e-9, (target.name, sentence)
+            within = (by_sentence[sentence] - gradient).norm()
+            assert relative(abs(accumulator.squares[sentence, 1].sqrt() - within), within, whole) < 1e-9, target.name
+        mean = means.mean(dim=0)
+        assert relative((accumulator.sums[-1] / SENTENCES - mean).norm(), mean.norm(), whole) < 1e-9, target.name
+        if g.norm() < 1e-12 * whole:
+            zeros.append(target.name)
+    # Adding a constant to all keys leaves attention as it is; an untied BERT head has a bias that it never uses.
+    expected = [n for n, _ in objective.model.named_parameters() if n.endswith("self.key.bias")]
+    if kind == "bert" and not tied:
+        expected.append("cls.predictions.bias")
+    assert sorted(zeros) == sorted(expected)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+def test_float32_totals(kind, padded):
+    """float32 keeps 24 bits; a sum over some thousand products may lose four decimal digits of its seven."""
+    objective, batch = study(kind, True, "sdpa", padded)
+    targets = select(objective.model)
+    explicit = loop(objective, batch, targets)
+    objective.model.float()
+    single = accumulate(OnePass(objective.model, targets), objective, batch, targets)
+    norm2 = sum(g.square().sum((1, 2)) for g in explicit)
+    within = sum(g.view(SENTENCES, MASKS, -1).var(dim=1, correction=0).sum(1) * MASKS for g in explicit)
+    assert torch.allclose(sum(a.cell_norm2 for a in single).flatten(), norm2, rtol=1e-4)
+    assert torch.allclose(sum(a.squares[:, 1] for a in single), within, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+def test_chunks_and_blocks_change_nothing(kind, monkeypatch):
+    objective, batch = study(kind, True, "sdpa", True)
+    targets = select(objective.model)
+    layout = even_layout((SENTENCES, MASKS), 1)
+
+    def run(chunk, block):
+        monkeypatch.setattr("gradvar.persample.onepass._BLOCK_CPU", block)
+        accumulators = {id(t.parameter): MomentAccumulator(*t.shape, layout, torch.float64) for t in targets}
+        engine = OnePass(objective.model, targets)
+        for start in range(0, SENTENCES, chunk):
+            part = {name: x[start * MASKS : (start + chunk) * MASKS] for name, x in batch.items()}
+            engine.accumulate(objective.losses, part, accumulators, start)
+        return [a.finish() for a in accumulators.values()]
+
+    whole = run(SENTENCES, 1 << 20)
+    for chunk, block in [(1, 1 << 20), (2, 40), (4, 1000), (3, 1)]:
+        for target, a, b in zip(targets, whole, run(chunk, block), strict=True):
+            scale = max(a.cell_norm2.max(), 1e-12)
+            assert np.allclose(a.squares, b.squares, rtol=1e-9, atol=1e-12 * scale), target.name
+            assert np.allclose(a.cell_norm2, b.cell_norm2, rtol=1e-9, atol=1e-12 * scale), target.name
+            assert np.isclose(a.mean_norm2, b.mean_norm2, rtol=1e-9, atol=1e-12 * scale), target.name
+
+
+def test_autograd_state_is_left_as_it_was():
+    objective, batch = study("bert", True, "sdpa", False)
+    frozen = objective.model.bert.embeddings.word_embeddings.weight.requires_grad_(False)
+    targets = select(objective.model)
+    accumulate(OnePass(objective.model, targets), objective, batch, targets)
+    assert not frozen.requires_grad
+    assert all(p.requires_grad for p in objective.model.parameters() if p is not frozen)
+    assert all(p.grad is None for p in objective.model.parameters())
+    assert not any(m._forward_hooks for m in objective.model.modules())

@@ -1,0 +1,130 @@
+"""Each rule alone, on modules used in every way that it claims to cover."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from gradvar.decomposition.moments import MomentAccumulator, even_layout
+from gradvar.errors import GradvarError
+from gradvar.persample import onepass
+from gradvar.persample.onepass import OnePass
+from gradvar.persample.parameters import select
+
+SHAPES = {"data": st.integers(1, 3), "draws": st.integers(1, 3), "positions": st.integers(1, 4), "width": st.integers(2, 5)}
+
+
+class Tied(nn.Module):
+    """An embedding used as decoder too, with a padding row, broadcast positions, and a layer called twice."""
+
+    def __init__(self, width: int, padding: int | None = 0) -> None:
+        super().__init__()
+        self.words = nn.Embedding(7, width, padding_idx=padding)
+        self.places = nn.Embedding(6, width)
+        self.norm = nn.LayerNorm(width)
+        self.mix = nn.Linear(width, width)
+        self.decoder = nn.Linear(width, 7)
+        self.decoder.weight = self.words.weight
+
+    def forward(self, ids):
+        x = self.words(ids) + self.places(torch.arange(ids.shape[1]).unsqueeze(0))
+        x = x + torch.tanh(self.mix(self.norm(x)))
+        return self.decoder(torch.tanh(self.mix(x)))
+
+
+def explicit(model, losses, batch, targets):
+    cells = len(next(iter(batch.values())))
+    rows = []
+    for cell in range(cells):
+        loss = losses({name: x[cell : cell + 1] for name, x in batch.items()}).sum()
+        rows.append(torch.autograd.grad(loss, [t.parameter for t in targets]))
+    return [torch.stack(g).view(cells, *t.shape) for g, t in zip(zip(*rows, strict=True), targets, strict=True)]
+
+
+def compare(model, losses, batch, data, draws):
+    """Cell norms, sums of squares and the grand mean of every parameter, against the loop."""
+    targets = select(model)
+    layout = even_layout((data, draws), 1)
+    accumulators = {id(t.parameter): MomentAccumulator(*t.shape, layout, torch.float64) for t in targets}
+    OnePass(model, targets).accumulate(losses, batch, accumulators, 0)
+    for target, g in zip(targets, explicit(model, losses, batch, targets), strict=True):
+        found = accumulators[id(target.parameter)]
+        by_datum = g.view(data, draws, -1)
+        scale = float(g.square().sum()) + 1e-30
+        close = {"rtol": 1e-9, "atol": 1e-13 * scale}
+        assert torch.allclose(found.cell_norm2.flatten(), g.square().sum((1, 2)), **close), target.name
+        within = (by_datum - by_datum.mean(1, keepdim=True)).square().sum((1, 2))
+        assert torch.allclose(found.squares[:, 1], within, **close), target.name
+        between = (by_datum.mean(1) - by_datum.mean((0, 1))).square().sum()
+        assert torch.allclose(found.squares[:, 0].sum(), between, **close), target.name
+        assert torch.allclose(found.sums[-1].flatten(), by_datum.mean(1).sum(0), **close), target.name
+
+
+@settings(max_examples=25, deadline=None)
+@given(**SHAPES, padding=st.sampled_from([None, 0, 3]), block=st.sampled_from([1, 30, 1 << 20]))
+def test_tied_broadcast_repeated(data, draws, positions, width, padding, block):
+    torch.manual_seed(data + 10 * draws + 100 * positions + 1000 * width)
+    model = Tied(width, padding).double()
+    batch = {"ids": torch.randint(0, 7, (data * draws, positions))}
+
+    def losses(b):
+        return model(b["ids"]).square().sum((1, 2)) + model(b["ids"]).sum((1, 2))
+
+    before = onepass._BLOCK_CPU
+    try:
+        onepass._BLOCK_CPU = block
+        compare(model, losses, batch, data, draws)
+    finally:
+        onepass._BLOCK_CPU = before
+
+
+@settings(max_examples=25, deadline=None)
+@given(**SHAPES, extra=st.integers(0, 2))
+def test_linear_and_norm_over_any_middle_dimensions(data, draws, positions, width, extra):
+    torch.manual_seed(data + 10 * draws + 100 * positions + 1000 * width)
+    model = nn.Sequential(nn.Linear(width, 4), nn.LayerNorm(4, elementwise_affine=True), nn.Linear(4, 2, bias=False)).double()
+    shape = (data * draws, *[positions] * extra, width)
+    batch = {"x": torch.randn(shape, dtype=torch.float64)}
+    compare(model, lambda b: model(b["x"]).cos().flatten(1).sum(1), batch, data, draws)
+
+
+def test_untied_embedding_keeps_to_the_rows_that_occur(monkeypatch):
+    """A table too large for a block goes through the sparse path; the padding row gets nothing."""
+    monkeypatch.setattr(onepass, "_BLOCK_CPU", 8)
+    model = nn.Sequential(nn.Embedding(50, 3, padding_idx=4), nn.Linear(3, 1)).double()
+    batch = {"ids": torch.tensor([[4, 1, 1], [2, 4, 4], [4, 4, 4], [49, 0, 1], [7, 7, 7], [1, 2, 3]])}
+    compare(model, lambda b: model(b["ids"]).sin().sum((1, 2)), batch, data=3, draws=2)
+
+
+def test_a_branch_that_the_loss_ignores():
+    model = nn.ModuleDict({"used": nn.Linear(2, 2), "shared": nn.Linear(2, 2)}).double()
+
+    def losses(b):
+        model["shared"](b["x"])  # this call's output gets no gradient
+        return model["shared"](model["used"](b["x"])).square().sum(1)
+
+    compare(model, losses, {"x": torch.randn(4, 2, dtype=torch.float64)}, data=2, draws=2)
+
+
+def test_output_without_cells_in_front_is_refused():
+    model = nn.Linear(2, 2).double()
+    targets = select(model)
+    accumulators = {id(t.parameter): MomentAccumulator(*t.shape, even_layout((2, 2)), torch.float64) for t in targets}
+    with pytest.raises(GradvarError, match="4 cells in front"):
+        OnePass(model, targets).accumulate(
+            lambda b: model(b["x"].view(8, 2)).view(4, -1).sum(1), {"x": torch.ones(4, 2, 2).double()}, accumulators, 0
+        )
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (nn.Embedding(4, 2, max_norm=1.0), "max_norm"),
+        (nn.Embedding(4, 2, scale_grad_by_freq=True), "scale_grad_by_freq"),
+        (nn.LayerNorm((2, 3)), "2 dimensions"),
+    ],
+)
+def test_options_without_a_rule_are_refused_by_name(module, words):
+    with pytest.raises(GradvarError, match=words):
+        OnePass(module, select(module))
