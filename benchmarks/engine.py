@@ -70,9 +70,7 @@ def contender(kind: str, size: str, sentences: int, masks: int, length: int, gro
     engine = {"onepass": OnePass, "reference": Reference}.get(kind, OnePass)(model, targets)
 
     def statistics_step() -> None:
-        accumulators = {
-            id(t.parameter): MomentAccumulator(*t.shape, layout, t.parameter.dtype) for t in targets
-        }
+        accumulators = {id(t.parameter): MomentAccumulator(*t.shape, layout, t.parameter.dtype) for t in targets}
         for start, count in zip(layout.group_starts, layout.group_sizes, strict=True):
             part = {name: x[start * masks : (start + count) * masks] for name, x in batch.items()}
             engine.accumulate(objective.losses, part, accumulators, start)

@@ -1,8 +1,8 @@
 """Where the noise in a pretraining gradient comes from, and what would remove it.
 
-    import gradvar
-    objective = gradvar.MaskedLM.from_checkpoint("checkpoint/", "text.txt")
-    print(gradvar.decompose(objective))
+import gradvar
+objective = gradvar.MaskedLM.from_checkpoint("checkpoint/", "text.txt")
+print(gradvar.decompose(objective))
 """
 
 from importlib import import_module
@@ -38,9 +38,9 @@ _HOMES = {
 }
 
 __all__ = [
-    "Corpus",
     "DEMO_CHECKPOINT",
     "DEMO_TEXT",
+    "Corpus",
     "Decomposition",
     "Estimate",
     "GradvarError",

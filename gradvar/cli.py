@@ -53,14 +53,18 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Where the noise in a pretraining gradient comes from, and what would remove it."""
 
 
 @app.command()
 def decompose(
-    checkpoint: Annotated[str | None, typer.Option(help="Folder (or hub name) of a masked LM. [default: embedded]")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Folder (or hub name) of a masked LM. [default: embedded]")
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(help=".txt, .jsonl or .parquet (plain, .xz, .gz), or a hub data set. [default: embedded]"),
@@ -76,8 +80,12 @@ def decompose(
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    memory: Annotated[str | None, typer.Option(help="Most memory to hold, like 4GiB. [default: most of the free]")] = None,
-    parameters: Annotated[str | None, typer.Option(metavar="REGEX", help="Study only parameters with such names.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Most memory to hold, like 4GiB. [default: most of the free]")
+    ] = None,
+    parameters: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Study only parameters with such names.")
+    ] = None,
     cost_sentence: Annotated[float | None, typer.Option(help="Cost of a new sentence. [default: timed]")] = None,
     cost_mask: Annotated[float | None, typer.Option(help="Cost of another mask, same unit. [default: timed]")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the report.")] = None,
@@ -85,11 +93,13 @@ def decompose(
     save_cells: Annotated[bool, typer.Option("--save-cells", help="Write every cell to cells.parquet.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON, and nothing else, on stdout.")] = False,
     no_pack: Annotated[bool, typer.Option("--no-pack", help="A line a sentence, instead of packed documents.")] = False,
-    allow_random_head: Annotated[bool, typer.Option("--allow-random-head", help="Accept weights without MLM head.")] = False,
+    allow_random_head: Annotated[
+        bool, typer.Option("--allow-random-head", help="Accept weights without MLM head.")
+    ] = False,
 ) -> None:
     """Split the gradient variance of a masked LM into data and mask, layer by layer."""
     corruption = _replacement(replacement)
-    _check_numbers(sentences, masks, groups, mask_rate, max_length)
+    _check_numbers(sentences, masks, groups, mask_rate, max_length, seed)
     if save_cells and out is None:
         raise GradvarError("--save-cells needs --out, the folder to write to")
     if out is not None:
@@ -105,8 +115,8 @@ def decompose(
     console = Console(stderr=True)
     with _status(console, "loading the checkpoint and the data"):
         objective = gradvar.MaskedLM.from_checkpoint(
-            checkpoint or gradvar.DEMO_CHECKPOINT,
-            data or gradvar.DEMO_TEXT,
+            gradvar.DEMO_CHECKPOINT if checkpoint is None else checkpoint,
+            gradvar.DEMO_TEXT if data is None else data,
             max_length=max_length,
             pack=not no_pack,
             dtype=dtype,
@@ -147,7 +157,7 @@ def decompose(
         typer.echo(f"\nwrote {out}: {names}")
 
 
-def _check_numbers(sentences: int, masks: int, groups: int, mask_rate: float, max_length: int) -> None:
+def _check_numbers(sentences: int, masks: int, groups: int, mask_rate: float, max_length: int, seed: int) -> None:
     """Refuse impossible numbers before anything is loaded."""
     if sentences < 2:
         raise GradvarError(f"--sentences {sentences}: the data variance needs at least 2 sentences")
@@ -159,6 +169,8 @@ def _check_numbers(sentences: int, masks: int, groups: int, mask_rate: float, ma
         raise GradvarError(f"--mask-rate {mask_rate} is not between 0 and 1")
     if max_length < 1:
         raise GradvarError(f"--max-length {max_length} is not a positive number of tokens")
+    if seed < 0:
+        raise GradvarError(f"--seed {seed} is negative; give 0 or more")
 
 
 def _replacement(text: str) -> "Replacement":

@@ -72,7 +72,7 @@ def decompose(
     one = np.ones(len(levels))
     noise = {level: whole.noise_scale(np.eye(len(levels))[i]) for i, level in enumerate(levels)}
     data_cost = getattr(objective, "seconds_per_datum", 0.0)
-    described = getattr(objective, "describe", dict)()
+    described: dict[str, dict[str, Any]] = getattr(objective, "describe", dict)()
     return Decomposition(
         levels=levels,
         proposal="uniform/simple",
@@ -131,7 +131,9 @@ def cell_table(objective: MaskedLM, result: Decomposition) -> dict[str, list[Any
 def _check_counts(objective: Objective, counts: tuple[int, ...], groups: int) -> None:
     names = ("--sentences", "--masks") if tuple(objective.levels) == ("data", "mask") else tuple(objective.levels)
     if len(counts) != len(objective.levels):
-        raise GradvarError(f"{len(counts)} numbers of draws for the levels {', '.join(objective.levels)}; give one each")
+        raise GradvarError(
+            f"{len(counts)} numbers of draws for the levels {', '.join(objective.levels)}; give one each"
+        )
     for name, count in zip(names, counts, strict=True):
         if count < 2:
             raise GradvarError(f"{name} {count}: the variance of a level needs at least 2 draws of it")

@@ -7,6 +7,7 @@ McCulloch, Variance Components, 1992, chapter 3, with squared norms in place of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -156,7 +157,7 @@ class Components:
         within = self.moments.squares[:, 1] / (self.counts[1] - 1)
         return self._jackknife(lambda kept: float(spread[kept].sum() / within[kept].sum())).clip(0, 1)
 
-    def _jackknife(self, statistic) -> Estimate:
+    def _jackknife(self, statistic: Callable[[np.ndarray], float]) -> Estimate:
         value = statistic(np.ones(self.counts[0], dtype=bool))
         interval = jackknife_interval(statistic, self.counts[0]) if self.counts[0] > 2 else None
         if interval is None:

@@ -18,7 +18,14 @@ from gradvar.errors import GradvarError
 SUPPORTED = ("bert", "modernbert")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-_TOKENIZERS = ("tokenizer.json", "vocab.txt", "tokenizer.model", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+_TOKENIZERS = (
+    "tokenizer.json",
+    "vocab.txt",
+    "tokenizer.model",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -83,7 +90,7 @@ def load_checkpoint(
     vocabulary = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > vocabulary:
         raise GradvarError(
-            f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model {vocabulary}; they do not belong together"
+            f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model {vocabulary}; they do not match"
         )
     model = model.to(where).eval()
     return Checkpoint(model, tokenizer, _digest(weights), int(config["max_position_embeddings"]))
@@ -131,12 +138,16 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
         kind = config["model_type"]
     except (ValueError, KeyError, TypeError) as error:
-        raise GradvarError(f"{path} is not a model configuration (no 'model_type'); is it a transformers model?") from error
+        raise GradvarError(
+            f"{path} is not a model configuration (no 'model_type'); is it a transformers model?"
+        ) from error
     architectures = config.get("architectures") or []
     if config.get("is_decoder") or any("CausalLM" in a or "LMHead" in a for a in architectures) or _is_causal(kind):
         raise GradvarError(f"{folder} is a causal LM ({', '.join(architectures) or kind}); gradvar needs a masked LM")
     if kind not in SUPPORTED:
-        raise GradvarError(f"{folder} is of architecture '{kind}', which is not supported yet; use {' or '.join(SUPPORTED)}")
+        raise GradvarError(
+            f"{folder} is of architecture '{kind}', which is not supported yet; use {' or '.join(SUPPORTED)}"
+        )
     return config
 
 
@@ -154,7 +165,9 @@ def _weight_files(folder: Path) -> list[Path]:
     """List the configuration and weight files, and refuse pickles that need arbitrary code."""
     kind = next((name for name in _WEIGHTS if (folder / name).is_file()), None)
     if kind is None:
-        raise GradvarError(f"{folder} holds no weights ({_WEIGHTS[0]} or {_WEIGHTS[2]}); save them with save_pretrained")
+        raise GradvarError(
+            f"{folder} holds no weights ({_WEIGHTS[0]} or {_WEIGHTS[2]}); save them with save_pretrained"
+        )
     if kind.endswith(".index.json"):
         try:
             names = sorted(set(json.loads((folder / kind).read_text())["weight_map"].values()))
@@ -171,7 +184,7 @@ def _weight_files(folder: Path) -> list[Path]:
                 torch.load(file, map_location="cpu", weights_only=True)
             except Exception as error:  # pickle raises whatever the file makes it raise
                 raise GradvarError(
-                    f"{file} does not load with weights_only=True, so it is not plain weights; convert it to safetensors"
+                    f"{file} does not load with weights_only=True, so it is no plain weights; convert it to safetensors"
                 ) from error
     return [folder / "config.json", *files]
 
@@ -198,7 +211,9 @@ def _check_loading(folder: Path, model: Any, report: dict[str, Any], allow_rando
     missing = sorted(report["missing_keys"])
     encoder = [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]
     if encoder:
-        raise GradvarError(f"{folder}: weights lack '{encoder[0]}' ({len(encoder)} missing); they are not for this model")
+        raise GradvarError(
+            f"{folder}: weights lack '{encoder[0]}' ({len(encoder)} missing); they are not for this model"
+        )
     if missing and not allow_random_head:
         raise GradvarError(
             f"{folder} has no masked-LM head ('{missing[0]}' is missing); --allow-random-head gives it a random one"

@@ -75,9 +75,7 @@ def _shortest(max_length: int) -> int:
     return -(-max_length // 2)
 
 
-def _tokenise(
-    documents: Sequence[Sequence[str]], tokenizer: Any, max_length: int, pack: bool
-) -> Iterator[np.ndarray]:
+def _tokenise(documents: Sequence[Sequence[str]], tokenizer: Any, max_length: int, pack: bool) -> Iterator[np.ndarray]:
     prefix, suffix = _special_frame(tokenizer)
     room = max_length - len(prefix) - len(suffix)
     if room < 1:

@@ -1,14 +1,15 @@
 """Running any `AutoModelForMaskedLM` with logits at the target positions only."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 
 @contextmanager
-def _gathering(encoder: nn.Module, positions: Tensor):
+def _gathering(encoder: nn.Module, positions: Tensor) -> Iterator[None]:
     """Let the encoder hand its head only the hidden states at ``positions``."""
 
     def gather(module: nn.Module, args: Any, output: Any) -> Any:
@@ -39,5 +40,5 @@ def logits_at(model: nn.Module, positions: Tensor, **inputs: Tensor) -> Tensor:
     Returns:
         ``[cells, targets, vocabulary]``.
     """
-    with _gathering(model.base_model, positions):
+    with _gathering(cast(nn.Module, model.base_model), positions):
         return model(**inputs).logits

@@ -46,7 +46,7 @@ class MaskedLM:
         GradvarError: If a value is out of range or a sentence has no maskable position.
     """
 
-    levels = ("data", "mask")
+    levels: tuple[str, ...] = ("data", "mask")
     checkpoint: str | None = None
     checkpoint_sha256: str | None = None
 
@@ -120,7 +120,9 @@ class MaskedLM:
         loaded = load_checkpoint(checkpoint, dtype=dtype, device=device, allow_random_head=allow_random_head)
         if max_length > loaded.max_length:
             raise GradvarError(f"--max-length {max_length} is beyond the {loaded.max_length} positions of {checkpoint}")
-        objective = cls(loaded.model, loaded.tokenizer, load_corpus(data, loaded.tokenizer, max_length, pack), **options)
+        objective = cls(
+            loaded.model, loaded.tokenizer, load_corpus(data, loaded.tokenizer, max_length, pack), **options
+        )
         objective.checkpoint, objective.checkpoint_sha256 = str(checkpoint), loaded.sha256
         return objective
 

@@ -114,7 +114,9 @@ def _json_records(text: str, path: Path) -> Iterator[tuple[str, Any]]:
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise GradvarError(f"{path}, line {number}: not JSON ({error.msg}); a .jsonl has one object a line") from error
+            raise GradvarError(
+                f"{path}, line {number}: not JSON ({error.msg}); a .jsonl has one object a line"
+            ) from error
         yield f"{path}, line {number}", record
 
 

@@ -90,5 +90,3 @@ class Footprint:
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             yield
-
-

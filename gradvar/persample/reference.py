@@ -11,7 +11,6 @@ from gradvar.persample.engine import Batch, Losses
 from gradvar.persample.parameters import Target
 
 
-
 class _LossModule(nn.Module):
     """Lets `functional_call` swap the parameters under any loss function."""
 

@@ -64,7 +64,9 @@ def batch_figure(result: Decomposition) -> Figure:
             axes.text(0.5, 0.5, f"not resolved:\n{curve[0].reason}", transform=axes.transAxes, ha="center", wrap=True)
             break
         values = np.array([point.estimate for point in curve], dtype=float)
-        axes.plot(batches, values, color=COLOURS[0], alpha=shade, label=f"{draws} {inner}{'s' if draws > 1 else ''} each")
+        axes.plot(
+            batches, values, color=COLOURS[0], alpha=shade, label=f"{draws} {inner}{'s' if draws > 1 else ''} each"
+        )
         if draws == 1 and curve[0].low is not None:
             low = np.array([max(point.low or 0.0, 1e-300) for point in curve])
             high = np.array([point.high for point in curve], dtype=float)
@@ -74,12 +76,13 @@ def batch_figure(result: Decomposition) -> Figure:
     if measured.estimate is not None and measured.low is not None and measured.high is not None:
         error = [[measured.estimate - measured.low], [measured.high - measured.estimate]]
         label = f"measured: 1 {outer}, {' x '.join(map(str, counts[1:]))} {inner}s"
-        axes.errorbar([1], [measured.estimate], yerr=error, color=COLOURS[1], marker="o", capsize=3, label=label, zorder=3)
+        axes.errorbar(
+            [1], [measured.estimate], yerr=error, color=COLOURS[1], marker="o", capsize=3, label=label, zorder=3
+        )
     signal = result.gradient_norm2
     if signal.estimate is not None and signal.estimate > 0:
         axes.axhline(signal.estimate, color=GREY, linestyle="--", linewidth=1)
-        place = {"xytext": (0, 4), "textcoords": "offset points", "ha": "right"}
-        axes.annotate("signal |μ|²", (batches[-1], signal.estimate), color=GREY, fontsize=8, **place)
+        axes.text(batches[-1], signal.estimate * 1.08, "signal |μ|²", color=GREY, fontsize=8, ha="right")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.xaxis.set_major_locator(LogLocator(base=2, numticks=14))
@@ -89,7 +92,9 @@ def batch_figure(result: Decomposition) -> Figure:
     axes.legend(frameon=False, fontsize=8)
     scale = result.noise_scale["total"]
     if scale.estimate is not None:
-        title = f"With one {inner} each, noise falls to the size of the signal at a batch of {scale.estimate:,.0f} {outer}s"
+        title = (
+            f"With one {inner} each, noise falls to the size of the signal at a batch of {scale.estimate:,.0f} {outer}s"
+        )
     else:
         title = "Variance of a batch gradient; the signal is not resolved at this study size"
     axes.set_title(title, fontsize=10, loc="left", wrap=True)
@@ -102,11 +107,16 @@ def cells_figure(result: Decomposition) -> Figure:
     figure = Figure(figsize=(7, 3.8), layout="constrained")
     axes = figure.subplots()
     wide = norms.min() > 0 and norms.max() > 5 * norms.min()
-    bins = np.geomspace(norms.min(), norms.max(), 31) if wide else np.linspace(norms.min(), norms.max() or 1.0, 31)
+    edges = np.geomspace(norms.min(), norms.max(), 31) if wide else np.linspace(norms.min(), norms.max() or 1.0, 31)
+    bins = edges.tolist()
     means = norms.mean(axis=1)
-    axes.hist(norms.ravel(), bins, weights=np.full(norms.size, 100 / norms.size), color=COLOURS[0], alpha=0.5, label="cells")
+    axes.hist(
+        norms.ravel(), bins, weights=np.full(norms.size, 100 / norms.size), color=COLOURS[0], alpha=0.5, label="cells"
+    )
     weights = np.full(means.size, 100 / means.size)
-    axes.hist(means, bins, weights=weights, color=COLOURS[1], histtype="step", linewidth=1.5, label=f"{result.unit} means")
+    axes.hist(
+        means, bins, weights=weights, color=COLOURS[1], histtype="step", linewidth=1.5, label=f"{result.unit} means"
+    )
     axes.set_xscale("log" if wide else "linear")
     axes.legend(frameon=False, fontsize=8)
     axes.set_xlabel("norm of a cell's gradient |g| (gradient units)")
@@ -148,9 +158,7 @@ def _by_block(result: Decomposition) -> dict[str, Components]:
         block = re.search(r"\.(\d+)\.", layer.name)
         name = f"block {block[1]} {layer.group}" if block else layer.group
         joined.setdefault(name, []).append(layer.statistics)
-    return {
-        name: Components(total([part.moments for part in parts]), result.levels) for name, parts in joined.items()
-    }
+    return {name: Components(total([part.moments for part in parts]), result.levels) for name, parts in joined.items()}
 
 
 def _share_sentence(result: Decomposition) -> str:

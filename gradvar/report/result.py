@@ -112,19 +112,8 @@ class Decomposition:
         """Return a pandas table: a row a layer, the total first; intervals in columns ``*_low``, ``*_high``."""
         import pandas
 
-        rows = [_row("total", "total", self.parameters, (), self.components, self.shares, self.gradient_norm2)]
-        for layer in self.layers:
-            rows.append(
-                _row(
-                    layer.name,
-                    layer.group,
-                    layer.parameters,
-                    layer.shared_with,
-                    layer.components,
-                    layer.shares,
-                    layer.gradient_norm2,
-                )
-            )
+        rows = [_row("total", "total", (), self)]
+        rows += [_row(layer.name, layer.group, layer.shared_with, layer) for layer in self.layers]
         return pandas.DataFrame(rows)
 
     @property
@@ -180,19 +169,16 @@ def _json(estimates: dict[str, Estimate]) -> dict[str, Any]:
     return {name: estimate.to_json() for name, estimate in estimates.items()}
 
 
-def _row(
-    name: str,
-    group: str,
-    parameters: int,
-    shared_with: tuple[str, ...],
-    components: dict[str, Estimate],
-    shares: dict[str, Estimate],
-    gradient_norm2: Estimate,
-) -> dict[str, Any]:
-    row: dict[str, Any] = {"layer": name, "group": group, "parameters": parameters, "shared_with": ";".join(shared_with)}
-    columns = {f"variance_{level}": estimate for level, estimate in components.items()}
-    columns |= {f"share_{level}": estimate for level, estimate in shares.items()}
-    columns |= {"gradient_norm2": gradient_norm2}
+def _row(name: str, group: str, shared_with: tuple[str, ...], part: Layer | Decomposition) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "layer": name,
+        "group": group,
+        "parameters": part.parameters,
+        "shared_with": ";".join(shared_with),
+    }
+    columns = {f"variance_{level}": estimate for level, estimate in part.components.items()}
+    columns |= {f"share_{level}": estimate for level, estimate in part.shares.items()}
+    columns |= {"gradient_norm2": part.gradient_norm2}
     for column, estimate in columns.items():
         row |= {column: estimate.estimate, f"{column}_low": estimate.low, f"{column}_high": estimate.high}
     return row

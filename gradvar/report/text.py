@@ -79,7 +79,9 @@ def _table(*columns: str) -> Table:
 def _levels_table(result: Decomposition) -> Table:
     table = _table("level", "variance [95 %]", "share", "noise scale")
     for level in result.levels:
-        table.add_row(level, str(result.components[level]), percent(result.shares[level]), str(result.noise_scale[level]))
+        table.add_row(
+            level, str(result.components[level]), percent(result.shares[level]), str(result.noise_scale[level])
+        )
     return table
 
 
@@ -102,7 +104,9 @@ def _reasons(result: Decomposition) -> list[str]:
     named: dict[str, list[str]] = {}
     values = {f"share of {level}": e for level, e in result.shares.items()}
     values |= {"|mu|^2": result.gradient_norm2}
-    values |= {f"noise scale of {name}" if name != "total" else "noise scale": e for name, e in result.noise_scale.items()}
+    values |= {
+        f"noise scale of {name}" if name != "total" else "noise scale": e for name, e in result.noise_scale.items()
+    }
     values |= {f"headroom of {name} sampling": e for name, e in result.headroom.items()}
     values |= {"advice": result.advice.variance_ratio_to_one_mask}
     for name, estimate in values.items():

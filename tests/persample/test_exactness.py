@@ -1,5 +1,7 @@
 """Every engine against the only oracle: a plain autograd loop, in float64, for every parameter."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from gradvar.persample.reference import Reference
 from tests import cases
 
 SENTENCES, MASKS = 4, 3
-MODELS = [(kind, tied, attention) for kind in ("bert", "modernbert") for tied in (True, False) for attention in ("sdpa", "eager")]
+MODELS = list(itertools.product(("bert", "modernbert"), (True, False), ("sdpa", "eager")))
 
 
 def study(kind, tied, attention, padded, dtype=torch.float64):
