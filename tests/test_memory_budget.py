@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gradvar.measure
+from gradvar.errors import GradvarError
+from gradvar.persample.memory import format_memory, parse_memory
+from gradvar.study import decompose
+from tests.cases import objective
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("4GiB", 4 * 2**30),
+        ("512MB", 512 * 2**20),
+        ("512 mib", 512 * 2**20),
+        ("1.5k", 1536),
+        (" 2T ", 2 * 2**40),
+        ("100", 100),
+        ("100b", 100),
+    ],
+)
+def test_amounts_of_memory(text, size):
+    assert parse_memory(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "0GiB", "-1", "four", "4PiB", "4 4", "nan", "inf", "1e9", "GiB", "4.GiB"])
+def test_what_is_no_amount_of_memory_is_refused(text):
+    with pytest.raises(GradvarError, match=f"--memory '{text}' is not an amount of memory; write it like 4GiB"):
+        parse_memory(text)
+
+
+@given(st.integers(1, 1000), st.sampled_from("kMGt"))
+def test_units_are_powers_of_1024(number, unit):
+    assert parse_memory(f"{number}{unit}iB") == number * 1024 ** ("kMGt".index(unit) + 1)
+
+
+@pytest.fixture
+def used(monkeypatch):
+    """Pretend that the process holds 1 GiB, so that a budget means the same on every machine."""
+    monkeypatch.setattr(gradvar.measure, "used_memory", lambda device: 2**30)
+
+
+def study(beside, chunks=None, groups=1):
+    """Run a study that may hold so many bytes beside the first GiB; return its result and its chunks."""
+    masked_lm = objective(sentences=32)
+    draw = masked_lm.draw
+    sizes = []
+    masked_lm.draw = lambda data, draws, seed: sizes.append(len(data)) or draw(data, draws, seed)
+    return decompose(masked_lm, sentences=32, masks=4, groups=groups, memory=2**30 + beside), sizes
+
+
+@pytest.mark.usefixtures("used")
+def test_a_smaller_budget_gives_smaller_chunks_and_the_same_result():
+    sizes = {}
+    results = {}
+    for beside in (2**30, 2**20, 600_000):
+        results[beside], sizes[beside] = study(beside)
+    largest = [max(chunks[3:]) for chunks in sizes.values()]  # the first chunk and its check have a size of their own
+    assert largest == sorted(largest, reverse=True)
+    assert largest[0] > largest[-1] >= 1
+    first, *others = results.values()
+    for other in others:
+        assert other.components["data"].estimate == pytest.approx(first.components["data"].estimate, rel=1e-10)
+        assert other.components["mask"].estimate == pytest.approx(first.components["mask"].estimate, rel=1e-10)
+        np.testing.assert_allclose(other.losses, first.losses, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("used")
+def test_a_budget_that_holds_no_sentence_is_refused_with_both_numbers():
+    with pytest.raises(GradvarError) as caught:
+        study(100_000)
+    message = str(caught.value)
+    assert "a sentence with its 4 cells takes" in message
+    assert message.count(f"{format_memory(2**30)} in use, over --memory {format_memory(2**30 + 100_000)}") == 1
+    assert "raise --memory, or lower --masks, --groups or --max-length" in message
+
+
+@pytest.mark.usefixtures("used")
+def test_a_budget_that_holds_no_means_is_refused_with_both_numbers():
+    with pytest.raises(GradvarError) as caught:
+        study(100_000, groups=32)
+    message = str(caught.value)
+    assert message.startswith("the means of 32 groups take ")
+    assert f"{format_memory(2**30)} in use, over --memory" in message
+    assert message.endswith("; lower --groups or raise --memory")
