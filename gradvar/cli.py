@@ -25,6 +25,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; user errors are one line on stderr and exit code 2."""
     try:
         status = app(args=arguments, prog_name="gradvar", standalone_mode=False)
+        if status == 130:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
     except (typer.Abort, KeyboardInterrupt):
         status = _fail("interrupted; nothing was written", 130)
     except _UsageError as error:

@@ -34,6 +34,7 @@ class Measurement:
         layout: The study's shape.
         data: ``[N]`` indices of the data in the population.
         losses: ``[N, cells]``.
+        zero: First names of the parameters whose gradient is zero but for rounding.
         notices: What the user should know, one line each.
         seconds: Wall time of the study.
         seconds_per_cell: Time of an ordinary forward and backward pass of one cell.
@@ -44,6 +45,7 @@ class Measurement:
     layout: Layout
     data: np.ndarray
     losses: np.ndarray
+    zero: frozenset[str]
     notices: tuple[str, ...]
     seconds: float
     seconds_per_cell: float
@@ -98,6 +100,7 @@ def measure(
         run.layout,
         data,
         losses,
+        frozenset(run.zero),
         run.notices,
         time.perf_counter() - start,
         seconds_per_cell,
@@ -135,6 +138,7 @@ class _Run:
             id(t.parameter): MomentAccumulator(*t.shape, layout, t.parameter.dtype, self.device) for t in self.targets
         }
         self.notices: tuple[str, ...] = ()
+        self.zero: set[str] = set()
 
     def all_chunks(self, progress: Callable[[int, int], None] | None) -> np.ndarray:
         """Run every chunk, the first one small and checked; return the losses ``[N, cells]``."""
@@ -182,11 +186,13 @@ class _Run:
                 return self.objective.losses(batch)
 
         sums = {key: accumulator.sums[0] * self.layout.cells for key, accumulator in self.accumulators.items()}
-        result = check_against_autograd(losses, self.targets, sums, self.engine.covers)
+        result = check_against_autograd(losses, self.objective.model, self.targets, sums, self.engine.covers)
         del sums
+        self.zero = {*result.unreached, *result.zero}
         if result.unreached:
-            names = ", ".join(result.unreached[:3]) + (", …" if len(result.unreached) > 3 else "")
-            self.notices += (f"the loss never reaches {len(result.unreached)} parameters, counted as zero: {names}",)
+            self.notices += (f"the loss never reaches {_names(result.unreached)}, counted as zero",)
+        if result.zero:
+            self.notices += (f"the gradient is zero, up to rounding, for {_names(result.zero)}",)
         return self._chunk_size(footprint, stop)
 
     def _chunk_size(self, footprint: Footprint, checked: int) -> int:
@@ -215,3 +221,8 @@ class _Run:
                 torch.cuda.synchronize(self.device)
             times.append(time.perf_counter() - start)
         return min(times) / self.layout.cells
+
+
+def _names(names: tuple[str, ...]) -> str:
+    """Count parameters and name the first few."""
+    return f"{len(names)} parameters ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"

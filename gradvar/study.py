@@ -14,7 +14,7 @@ import numpy as np
 
 from gradvar.decomposition.allocation import advise
 from gradvar.decomposition.components import Components
-from gradvar.decomposition.moments import Moments, total
+from gradvar.decomposition.moments import total
 from gradvar.errors import GradvarError
 from gradvar.measure import Measurement, measure
 from gradvar.objective import Objective
@@ -68,7 +68,7 @@ def decompose(
     start = time.perf_counter()
     measured = measure(objective, counts, groups, seed, engine, parameters, memory, progress)
     levels = tuple(objective.levels)
-    whole = Components(total(list(measured.moments.values())), levels)
+    whole = Components(total(list(measured.moments.values())), levels, measured.zero == measured.moments.keys())
     one = np.ones(len(levels))
     noise = {level: whole.noise_scale(np.eye(len(levels))[i]) for i, level in enumerate(levels)}
     data_cost = getattr(objective, "seconds_per_datum", 0.0)
@@ -143,16 +143,17 @@ def _check_counts(objective: Objective, counts: tuple[int, ...], groups: int) ->
 
 def _layers(objective: Objective, measured: Measurement, levels: tuple[str, ...]) -> tuple[Layer, ...]:
     """Add up the moments of each module's parameters."""
-    members: dict[str, list[Moments]] = {}
+    members: dict[str, list[str]] = {}
     shared: dict[str, list[str]] = {}
     group = getattr(objective, "layer_group", lambda layer: "other")
     for target in measured.targets:
         owners = [name.rpartition(".")[0] for name in target.names]
-        members.setdefault(owners[0], []).append(measured.moments[target.name])
+        members.setdefault(owners[0], []).append(target.name)
         shared.setdefault(owners[0], []).extend(owners[1:])
     layers = []
-    for name, parts in members.items():
-        statistics = Components(total(parts), levels)
+    for name, parameters in members.items():
+        parts = [measured.moments[parameter] for parameter in parameters]
+        statistics = Components(total(parts), levels, measured.zero.issuperset(parameters))
         layers.append(
             Layer(
                 name=name,

@@ -31,7 +31,7 @@ class ThreeLevels:
         rows = []
         for datum in data:
             shape = (1, *draws, 3)
-            base = torch.randn(shape[:1] + (1, 1, 3), generator=torch.Generator().manual_seed(datum))
+            base = torch.randn((1, 1, 1, 3), generator=torch.Generator().manual_seed(datum))
             view = torch.randn((1, draws[0], 1, 3), generator=torch.Generator().manual_seed(1000 + datum + seed))
             noise = torch.randn(shape, generator=torch.Generator().manual_seed(2000 + datum + seed))
             rows.append((base + 0.5 * view + 0.1 * noise).flatten(0, 2))
@@ -94,7 +94,17 @@ def test_parameters_can_be_selected():
     assert all("encoder.layer.1" in name for name in names)
     by_name = {layer.name: layer for layer in whole.layers}
     for layer in part.layers:
-        assert layer.components["mask"].estimate == pytest.approx(by_name[layer.name].components["mask"].estimate, rel=1e-9)
+        assert layer.components["mask"].estimate == pytest.approx(
+            by_name[layer.name].components["mask"].estimate, rel=1e-9
+        )
+
+
+def test_key_biases_are_zero_and_their_ratios_nothing():
+    """Adding a constant to all keys changes no attention; what remains is rounding, and no share of it is told."""
+    result = gradvar.decompose(cases.objective(), sentences=6, masks=3, groups=3, parameters=r"key\.bias")
+    assert "zero, up to rounding, for 2 parameters" in result.notices[0]
+    assert result.shares["mask"].reason == "the gradient is identically zero"
+    assert all(layer.shares["mask"].estimate is None for layer in result.layers)
 
 
 def test_given_costs_decide_the_advice():

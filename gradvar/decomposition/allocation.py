@@ -78,10 +78,8 @@ def advise(components: Components, cost_sentence: float, cost_mask: float) -> Ad
     def cost(masks: int) -> float:
         return float(coefficients(masks) @ components.values)
 
-    if data <= 0:
-        best = 1
-    else:
-        lower = min(max(1, int(sqrt(mask * cost_sentence / (data * cost_mask)))), MOST_MASKS)
-        best = min((lower, lower + 1), key=cost)
+    ideal = sqrt(mask * cost_sentence / (data * cost_mask)) if data > 0 else MOST_MASKS
+    lower = int(min(max(1, ideal), MOST_MASKS - 1))
+    best = min((lower, lower + 1), key=cost)
     ratio = components.ratio(coefficients(best), coefficients(1))
     return Advice(best if ratio.resolved else None, ratio, cost_sentence, cost_mask)

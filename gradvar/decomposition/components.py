@@ -19,6 +19,9 @@ from gradvar.decomposition.intervals import hall_interval, jackknife_interval
 from gradvar.decomposition.moments import Moments
 
 ZERO = "the gradient is identically zero"
+SAME = "all cells have the same gradient, up to rounding; there is no variance to share"
+# Squared float32 rounding is 4e-15 of a squared norm; a variance below this part of it is nothing.
+_ROUNDING = 1e-13
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,12 @@ class Components:
     Attributes:
         moments: The tables that everything is computed from; ``N`` data, ``L`` levels, ``R`` groups.
         levels: Names of the levels, outermost first.
+        zero: The gradient is known to be zero but for rounding, so that its ratios mean nothing.
     """
 
     moments: Moments
     levels: tuple[str, ...]
+    zero: bool = False
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -51,8 +56,13 @@ class Components:
 
     @property
     def vanishes(self) -> bool:
-        """Whether every cell's gradient is identically zero."""
-        return not self.moments.cell_norm2.any()
+        """Whether every cell's gradient is zero."""
+        return self.zero or not self.moments.cell_norm2.any()
+
+    @property
+    def _nothing(self) -> float:
+        """What a variance must exceed to be more than rounding."""
+        return _ROUNDING * float(self.moments.cell_norm2.mean())
 
     def linear(self, coefficients: np.ndarray) -> Estimate:
         """Estimate ``sum_l c_l V_l`` with Hall's interval over data.
@@ -75,8 +85,9 @@ class Components:
         return Estimate(value, low + shift, high + shift)
 
     def component(self, level: int) -> Estimate:
-        """Estimate the variance component of a level."""
-        return self.linear(np.eye(len(self.counts))[level])
+        """Estimate the variance component of a level; the innermost cannot be negative, the others' estimates can."""
+        estimate = self.linear(np.eye(len(self.counts))[level])
+        return estimate.clip(0, np.inf) if level == len(self.counts) - 1 else estimate
 
     def ratio(self, numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
         """Estimate ``sum_l a_l V_l / sum_l b_l V_l``, with a delete-one-datum jackknife interval.
@@ -151,8 +162,8 @@ class Components:
         """
         if len(self.counts) != 2:
             return unresolved("headroom is defined for two levels; with more, the inner draws share norms")
-        if self.vanishes or not self.values[-1] > 0:
-            return unresolved(ZERO if self.vanishes else f"the {self.levels[-1]} variance is zero")
+        if self.vanishes or self.values[-1] <= self._nothing:
+            return unresolved(ZERO if self.vanishes else f"the {self.levels[-1]} variance is zero, up to rounding")
         spread = np.sqrt(self.moments.cell_norm2).var(axis=1, ddof=1)
         within = self.moments.squares[:, 1] / (self.counts[1] - 1)
         return self._jackknife(lambda kept: float(spread[kept].sum() / within[kept].sum())).clip(0, 1)
@@ -168,11 +179,11 @@ class Components:
         """Explain why no ratio can be formed, where that is so."""
         if self.vanishes:
             return unresolved(ZERO)
+        if np.abs(self.values).max() <= self._nothing:
+            return unresolved(SAME)
         level = int(np.argmin(self.values))
-        if self.values[level] >= 0 and self.values.sum() > 0:
+        if self.values[level] >= -self._nothing:
             return None
-        if self.values[level] >= 0:
-            return unresolved("all cells have the same gradient; there is no variance to share")
         return unresolved(
             f"the {self.levels[level]} variance is estimated as negative: it is small beside the noise of the levels "
             f"inside it; take more draws of {' or '.join(self.levels)}"

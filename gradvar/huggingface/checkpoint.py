@@ -3,7 +3,9 @@
 import hashlib
 import json
 import logging
+import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,14 +69,15 @@ def load_checkpoint(
         raise GradvarError(f"--dtype '{dtype}' is unknown; use {' or '.join(DTYPES)}")
     where = resolve_device(device)
     folder = _locate(source)
-    config = _read_config(folder)
+    _check_config(folder)
     weights = _weight_files(folder)
     if not any((folder / name).exists() for name in _TOKENIZERS):
         raise GradvarError(f"{folder} has no tokenizer; save it there with tokenizer.save_pretrained('{folder}')")
 
-    from transformers import AutoModelForMaskedLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
     with _quiet():
+        _attempt(folder, "configuration", lambda: AutoConfig.from_pretrained(folder, local_files_only=True))
         tokenizer = _attempt(folder, "tokenizer", lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True))
         if tokenizer.mask_token_id is None:
             raise GradvarError(f"the tokenizer in {folder} has no mask token; a masked LM needs one")
@@ -83,7 +86,11 @@ def load_checkpoint(
             folder,
             "model",
             lambda: AutoModelForMaskedLM.from_pretrained(
-                folder, dtype=DTYPES[dtype], local_files_only=True, output_loading_info=True
+                folder,
+                dtype=DTYPES[dtype],
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that they are reported
             ),
         )
     _check_loading(folder, model, report, allow_random_head)
@@ -93,7 +100,7 @@ def load_checkpoint(
             f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model {vocabulary}; they do not match"
         )
     model = model.to(where).eval()
-    return Checkpoint(model, tokenizer, _digest(weights), int(config["max_position_embeddings"]))
+    return Checkpoint(model, tokenizer, _digest(weights), int(model.config.max_position_embeddings))
 
 
 def resolve_device(name: str) -> torch.device:
@@ -112,9 +119,9 @@ def resolve_device(name: str) -> torch.device:
 def _locate(source: str | Path) -> Path:
     """Find the folder, on disk or through the hub."""
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, no error where the name is too long
         return path
-    if path.exists():
+    if os.path.exists(path):
         raise GradvarError(f"--checkpoint {source} is a file; give the folder that holds config.json and the weights")
     missing = f"no checkpoint at '{source}': no such folder"
     if not _HUB_NAME.fullmatch(str(source)):
@@ -129,26 +136,25 @@ def _locate(source: str | Path) -> Path:
             raise GradvarError(f"{missing}, and the hub cannot be asked or does not have it") from error
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _check_config(folder: Path) -> None:
     """Read config.json and refuse what is no supported masked LM."""
     path = folder / "config.json"
     if not path.is_file():
         raise GradvarError(f"{folder} has no config.json; give a folder that save_pretrained wrote")
     try:
         config = json.loads(path.read_text())
-        kind = config["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
+        kind = str(config["model_type"])
+        architectures = [str(name) for name in config.get("architectures") or []]
+    except (ValueError, LookupError, TypeError) as error:
         raise GradvarError(
             f"{path} is not a model configuration (no 'model_type'); is it a transformers model?"
         ) from error
-    architectures = config.get("architectures") or []
     if config.get("is_decoder") or any("CausalLM" in a or "LMHead" in a for a in architectures) or _is_causal(kind):
         raise GradvarError(f"{folder} is a causal LM ({', '.join(architectures) or kind}); gradvar needs a masked LM")
     if kind not in SUPPORTED:
         raise GradvarError(
             f"{folder} is of architecture '{kind}', which is not supported yet; use {' or '.join(SUPPORTED)}"
         )
-    return config
 
 
 def _is_causal(kind: str) -> bool:
@@ -171,9 +177,9 @@ def _weight_files(folder: Path) -> list[Path]:
     if kind.endswith(".index.json"):
         try:
             names = sorted(set(json.loads((folder / kind).read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise GradvarError(f"{folder / kind} is not a weight index") from error
-        files = [folder / name for name in names]
+            files = [folder / name for name in names]
+        except (ValueError, LookupError, AttributeError, TypeError) as error:
+            raise GradvarError(f"{folder / kind} is not a weight index; copy the whole checkpoint again") from error
     else:
         files = [folder / kind]
     for file in files:
@@ -181,7 +187,8 @@ def _weight_files(folder: Path) -> list[Path]:
             raise GradvarError(f"{file} is missing, but {kind} names it; copy the whole checkpoint")
         if file.suffix == ".bin":
             try:
-                torch.load(file, map_location="cpu", weights_only=True)
+                with warnings.catch_warnings(action="ignore"):
+                    torch.load(file, map_location="cpu", weights_only=True)
             except Exception as error:  # pickle raises whatever the file makes it raise
                 raise GradvarError(
                     f"{file} does not load with weights_only=True, so it is no plain weights; convert it to safetensors"
@@ -196,11 +203,19 @@ def _attempt(folder: Path, what: str, load: Any) -> Any:
     except GradvarError:
         raise
     except Exception as error:  # safetensors, json, tokenizers and transformers raise unrelated types
-        raise GradvarError(f"the {what} in {folder} does not load: {_first_line(error)}") from error
+        raise GradvarError(
+            f"the {what} in {folder} does not load ({_one_line(error)}); copy or save it again"
+        ) from error
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+def _one_line(error: Exception) -> str:
+    """Return what an error says, up to the first line that does not end in a colon."""
+    said: list[str] = []
+    for line in str(error).split("\n"):
+        said += line.split()
+        if said and not said[-1].endswith(":"):
+            break
+    return " ".join(said) or type(error).__name__
 
 
 def _check_loading(folder: Path, model: Any, report: dict[str, Any], allow_random_head: bool) -> None:

@@ -63,6 +63,8 @@ def load_corpus(source: str | Path, tokenizer: Any, max_length: int = 128, pack:
     else:
         sequences = list(_tokenise(rows.documents, tokenizer, max_length, pack))
     if not sequences:
+        if not rows.documents:
+            raise GradvarError(f"{rows.source} holds no text; give a file with text")
         why = f"no document reaches {_shortest(max_length)} tokens" if pack else "no line holds a token"
         remedy = "lower --max-length, or use --no-pack (a line a sentence)" if pack else "give a file with text"
         raise GradvarError(f"{rows.source} yields no sentence: {why}; {remedy}")
@@ -79,7 +81,9 @@ def _tokenise(documents: Sequence[Sequence[str]], tokenizer: Any, max_length: in
     prefix, suffix = _special_frame(tokenizer)
     room = max_length - len(prefix) - len(suffix)
     if room < 1:
-        raise GradvarError(f"--max-length {max_length} leaves no room beside {max_length - room} special tokens")
+        raise GradvarError(
+            f"--max-length {max_length} leaves no room beside {max_length - room} special tokens; raise it"
+        )
     paragraphs = [paragraph for document in documents for paragraph in document]
     encoded = iter(tokenizer(paragraphs, add_special_tokens=False, verbose=False)["input_ids"] if paragraphs else [])
     least = _shortest(max_length) - len(prefix) - len(suffix) if pack else 1

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import lzma
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from gradvar.errors import GradvarError
 HUB_DOCUMENTS = 10_000
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,9 @@ def read_rows(source: str | Path) -> Rows:
         GradvarError: If there is no such file, or it cannot be read as what its name says.
     """
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, no error where the name is too long
         raise GradvarError(f"--data {source} is a folder; give one file, such as {path / 'text.txt'}")
-    if not path.exists():
+    if not os.path.exists(path):
         return _read_hub(str(source))
     try:
         raw = path.read_bytes()
@@ -113,10 +115,9 @@ def _json_records(text: str, path: Path) -> Iterator[tuple[str, Any]]:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise GradvarError(
-                f"{path}, line {number}: not JSON ({error.msg}); a .jsonl has one object a line"
-            ) from error
+        except (ValueError, RecursionError) as error:
+            why = getattr(error, "msg", error)
+            raise GradvarError(f"{path}, line {number}: not JSON ({why}); a .jsonl has one object a line") from error
         yield f"{path}, line {number}", record
 
 
@@ -148,6 +149,8 @@ def _from_records(records: Iterator[tuple[str, Any]], source: str, digest: str) 
         if field == "text":
             if not isinstance(value, str):
                 raise GradvarError(f"{place}: 'text' is {type(value).__name__}, not a string")
+            if _SURROGATE.search(value):
+                raise GradvarError(f"{place}: 'text' holds half a surrogate pair, which is no character; remove it")
             if value.strip():
                 documents.append(tuple(line.strip() for line in value.splitlines() if line.strip()))
         else:

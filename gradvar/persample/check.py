@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradvar.errors import GradvarError
 from gradvar.persample.parameters import Target
@@ -16,17 +16,20 @@ class CheckResult:
 
     Attributes:
         unreached: Names of the parameters that the loss never reaches.
+        zero: Names of the parameters whose gradient is zero but for rounding, such as key biases.
         worst: Name of the parameter with the largest error.
         error: Its error ``|g - g_autograd| / max(|g_autograd|, 1e-3 |all g|)``.
     """
 
     unreached: tuple[str, ...]
+    zero: tuple[str, ...]
     worst: str
     error: float
 
 
 def check_against_autograd(
     losses: Callable[[], Tensor],
+    model: nn.Module,
     targets: list[Target],
     sums: dict[int, Tensor],
     covers: Callable[[Target], bool],
@@ -35,7 +38,8 @@ def check_against_autograd(
 
     Args:
         losses: Runs the model on these cells and returns their losses ``[cells]``.
-        targets: The parameters.
+        model: The model; errors are relative to the gradient of all its parameters.
+        targets: The parameters studied.
         sums: ``[rows, columns]`` sum over cells of each parameter's gradient, by ``id(parameter)``.
         covers: Whether the engine has a rule for a parameter.
 
@@ -46,14 +50,18 @@ def check_against_autograd(
         GradvarError: If a parameter that the loss reaches is covered by no rule, or a gradient differs by
             more than 1e-3 (float32) or 1e-7 (float64).
     """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with torch.enable_grad():
-        found = torch.autograd.grad(losses().sum(), [t.parameter for t in targets], allow_unused=True)
-    gradients: list[Tensor | None] = list(found)
-    norms = [gradient.norm() for gradient in gradients if gradient is not None]
+        found = torch.autograd.grad(losses().sum(), parameters, allow_unused=True)
+    by_parameter: dict[int, Tensor | None] = dict(zip(map(id, parameters), found, strict=True))
+    norms = [gradient.norm() for gradient in by_parameter.values() if gradient is not None]
     whole = torch.stack(norms).norm() if norms else torch.zeros(())
+    rounding = 4 * torch.finfo(whole.dtype).eps
     unreached: list[str] = []
+    zero: list[str] = []
     worst, error = "", 0.0
-    for target, expected in zip(targets, gradients, strict=True):
+    for target in targets:
+        expected = by_parameter[id(target.parameter)]
         if expected is None or not (covers(target) or bool(expected.any())):
             unreached.append(target.name)
             continue
@@ -61,6 +69,8 @@ def check_against_autograd(
             raise GradvarError(
                 f"the loss reaches parameter '{target.name}' but no rule covers it; use --engine reference"
             )
+        if expected.norm() <= rounding * whole:
+            zero.append(target.name)
         difference = (sums[id(target.parameter)].view_as(expected) - expected).norm()
         relative = float(difference / torch.maximum(expected.norm(), 1e-3 * whole).clamp(min=1e-30))
         if not relative <= error:
@@ -71,4 +81,4 @@ def check_against_autograd(
             f"parameter '{worst}': the engine's gradient differs from autograd's by {error:.1e}; the model may be "
             "random, or use its weights outside their modules; use --engine reference"
         )
-    return CheckResult(tuple(unreached), worst, error)
+    return CheckResult(tuple(unreached), tuple(zero), worst, error)

@@ -1,5 +1,6 @@
 """The slow engine: explicit per-cell gradients by `torch.func`, or by a plain loop where vmap cannot run the model."""
 
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -90,7 +91,9 @@ class Reference:
             one = {name: tensor.unsqueeze(0) for name, tensor in cell.items()}
             return functional_call(module, named, (one,), tie_weights=True).squeeze(0)
 
-        return vmap(grad_and_value(cell_loss), in_dims=(None, 0))(parameters, dict(batch))
+        with warnings.catch_warnings():  # vmap warns that some kernels run cell by cell: slow is what this engine is
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            return vmap(grad_and_value(cell_loss), in_dims=(None, 0))(parameters, dict(batch))
 
     def _by_loop(self, losses: Losses, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         parameters = [target.parameter for target in self.targets]

@@ -112,7 +112,7 @@ def rules_of(module: nn.Module) -> dict[str, Rule]:
     if isinstance(module, nn.Embedding):
         if module.max_norm is not None or module.scale_grad_by_freq:
             raise GradvarError(
-                "Embedding with max_norm or scale_grad_by_freq has no per-sample gradient: it mixes the cells of a batch"
+                "Embedding with max_norm or scale_grad_by_freq has no per-sample gradient: it mixes cells"
             )
         return {"weight": embedding_weight}
     return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -57,11 +58,13 @@ def batch_figure(result: Decomposition) -> Figure:
     outer, inner = result.unit, result.levels[-1]
     batches = np.geomspace(1, 4096, 25)
     resting = (1,) * (len(result.levels) - 2)
-    shades = np.linspace(0.35, 1.0, 4)
-    for shade, draws in zip(shades, (1, 2, 4, 16), strict=True):
+    studied = result.statistics.counts[-1]
+    several = sorted({1, 2, studied, 4 * studied})
+    for shade, draws in zip(np.linspace(0.35, 1.0, len(several)), several, strict=True):
         curve = [result.variance(batch, *resting, draws) for batch in batches]
         if curve[0].estimate is None:
-            axes.text(0.5, 0.5, f"not resolved:\n{curve[0].reason}", transform=axes.transAxes, ha="center", wrap=True)
+            text = textwrap.fill(f"not resolved: {curve[0].reason}", 60)
+            axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", in_layout=False)
             break
         values = np.array([point.estimate for point in curve], dtype=float)
         axes.plot(
@@ -85,6 +88,7 @@ def batch_figure(result: Decomposition) -> Figure:
         axes.text(batches[-1], signal.estimate * 1.08, "signal |μ|²", color=GREY, fontsize=8, ha="right")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.set_xlim(0.75 * batches[0], 1.5 * batches[-1])
     axes.xaxis.set_major_locator(LogLocator(base=2, numticks=14))
     axes.set_xlabel(f"batch size B ({outer}s)")
     axes.set_ylabel("variance of the batch gradient (squared gradient units)")

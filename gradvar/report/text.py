@@ -53,10 +53,13 @@ def findings(result: Decomposition) -> list[str]:
     if headroom.resolved:
         lines.append(f"Importance sampling can remove at most {percent(headroom)} of {inner} variance.")
     advice = result.advice
-    if advice.masks_per_sentence is not None:
-        best = f"{advice.masks_per_sentence} {inner}{'s' if advice.masks_per_sentence > 1 else ''} a {result.unit}"
-        lines.append(f"Best at equal cost: {best}, {advice.variance_ratio_to_one_mask} × the variance of one")
-        lines.append(f"(a {result.unit} costs {advice.cost_sentence:.2g}, a {inner} {advice.cost_mask:.2g}).")
+    if (best := advice.masks_per_sentence) is not None:
+        costs = f"(a {result.unit} costs {advice.cost_sentence:.2g}, a {inner} {advice.cost_mask:.2g})"
+        if best == 1:
+            lines.append(f"One {inner} a {result.unit} is best at equal cost {costs}.")
+        else:
+            lines.append(f"{best} {inner}s a {result.unit} are best at equal cost {costs}:")
+            lines.append(f"the variance is {advice.variance_ratio_to_one_mask} times that with one.")
     return lines
 
 

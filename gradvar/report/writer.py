@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,18 +38,18 @@ def check_writable(out: str | Path, overwrite: bool = False) -> Path:
         GradvarError: If it is a file, is not empty, or cannot be created.
     """
     folder = Path(out).absolute()
-    if folder.exists() and not folder.is_dir():
-        raise GradvarError(f"--out {out} is a file; give a folder")
-    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    try:
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise GradvarError(f"--out {out} is a file; give a folder")
+        present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        with tempfile.TemporaryDirectory(prefix=".gradvar-", dir=_home(folder)):
+            pass
+    except OSError as error:
+        raise GradvarError(_unwritable(out, error)) from error
     if present and not overwrite:
         raise GradvarError(f"--out {out} is not empty; give another folder, or --overwrite to replace the report in it")
     if foreign := sorted(present - set(FILES)):
         raise GradvarError(f"--out {out} holds '{foreign[0]}', which is no part of a report; give another folder")
-    parent = folder.parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise GradvarError(f"--out {out}: {parent} is not a folder that can be written to; give another folder")
     return folder
 
 
@@ -63,7 +62,7 @@ def write_report(
 ) -> Path:
     """Write a report folder: JSON, CSV, text and figures, and optionally the cells.
 
-    Everything is written to a temporary folder beside it, which is then renamed.
+    Everything is written to a temporary folder first, whose files then take their places at once.
 
     Args:
         result: The decomposition.
@@ -79,25 +78,36 @@ def write_report(
     """
     folder = check_writable(out, overwrite)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        with tempfile.TemporaryDirectory(prefix=".gradvar-", dir=_home(folder)) as temporary:
+            partial = Path(temporary) / folder.name
+            partial.mkdir()
+            _write_files(result, partial, cells)
+            _publish(partial, folder)
     except OSError as error:
-        raise GradvarError(f"--out {out} cannot be created: {error.strerror}") from error
-    try:
-        _write_files(result, partial, cells)
-        partial.chmod(0o755)
-        if folder.exists():
-            retired = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            folder.rename(retired / folder.name)
-            partial.rename(folder)
-            shutil.rmtree(retired)
-        else:
-            partial.rename(folder)
-    except OSError as error:
-        raise GradvarError(f"--out {out} cannot be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise GradvarError(_unwritable(out, error)) from error
     return folder
+
+
+def _home(folder: Path) -> Path:
+    """Return the folder, or what exists of the path to it: the place where a temporary folder can be renamed from."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _unwritable(out: str | Path, error: OSError) -> str:
+    return f"--out {out} cannot be written ({error.strerror or error}); give another folder"
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Rename a whole report into place; a folder that exists stays the same one, as a mount point or link must."""
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial.rename(folder)
+        return
+    for name in FILES:
+        if (partial / name).exists():
+            (partial / name).replace(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
 
 
 def _write_files(result: Decomposition, folder: Path, cells: Mapping[str, Sequence[Any]] | None) -> None:

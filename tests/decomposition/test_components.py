@@ -287,3 +287,14 @@ def test_importance_headroom_is_all_where_only_the_length_varies():
     direction = normal((12, 1), (1.0, 0.0))
     lengths = np.random.default_rng(0).uniform(1, 2, size=(12, 4, 1))
     assert components(lengths * direction).importance_headroom().estimate == pytest.approx(1, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "vectors", [torch.ones(8, 2, 6).double(), torch.full((8, 3, 6), 0.1).double(), torch.full((8, 3, 6), 0.1)]
+)
+def test_rounding_is_no_variance(vectors):
+    """Equal vectors have sums that round; no share, scale or headroom is made of that."""
+    same = Components(moments_of(vectors, 4), ("data", "mask"))
+    assert "same gradient" in same.share(0).reason
+    assert "same gradient" in same.noise_scale(np.ones(2)).reason
+    assert "zero, up to rounding" in same.importance_headroom().reason

@@ -29,7 +29,7 @@ def masked_lm(sequences, **options):
 
 
 def cells_of(objective, data, masks, seed=0):
-    """Each cell as plain lists, by (sentence, mask): corrupted ids without padding, positions, original ids, weights."""
+    """Each cell by (sentence, mask): corrupted ids without padding, and its targets' positions, ids and weights."""
     batch = objective.draw(data, (masks,), seed)
     cells = {}
     for row, (sentence, mask) in enumerate((s, m) for s in data for m in range(masks)):
@@ -119,8 +119,8 @@ def test_surplus_slots_weigh_nothing_and_padding_is_masked(weighting):
     counts = torch.tensor([2, 14, 5]).repeat_interleave(2)  # floor(n/2 + 1/2) of 3, 28 and 10
     used = torch.arange(14) < counts.unsqueeze(1)
     assert torch.equal(batch["target_weights"] > 0, used)
-    weight = counts / 7.0 if weighting == "token" else torch.ones(6)
-    torch.testing.assert_close(batch["target_weights"].sum(dim=1), weight.double(), rtol=1e-12, atol=0)
+    weight = counts.double() / 7 if weighting == "token" else torch.ones(6).double()
+    torch.testing.assert_close(batch["target_weights"].sum(dim=1), weight, rtol=1e-12, atol=0)
     assert batch["attention_mask"].sum(dim=1).tolist() == [5, 5, 30, 30, 12, 12]
     assert set(batch["input_ids"][batch["attention_mask"] == 0].tolist()) == {cases.PAD}
 

@@ -43,6 +43,22 @@ def test_seeds_are_integers_modulo_two_to_the_64():
         assert len(set(wrapped)) == 1
 
 
+@pytest.mark.parametrize("parts", [(3,), (3, 7), (-1, 2**62, 0)])
+def test_hash_key_stays_what_it_is(parts):
+    """A study's seed must mean the same draws in every version: xor and mix, part by part, in Python's integers."""
+
+    def mix(x: int) -> int:
+        x = (x + GOLDEN) % 2**64
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+        return x ^ x >> 31
+
+    expected = mix(11)
+    for part in parts:
+        expected = mix(expected ^ part % 2**64)
+    assert hash_key(11, *map(torch.tensor, parts)).item() == signed(expected)
+
+
 def test_every_part_and_its_place_matter():
     parts = torch.cartesian_prod(*[torch.arange(30)] * 3)
     keys = hash_key(0, *parts.unbind(1))

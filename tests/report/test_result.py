@@ -51,7 +51,7 @@ def test_text_says_what_was_measured_within_80_columns(result):
     assert max(map(len, text.splitlines())) <= 80
     assert "12 sentences × 3 masks" in text
     assert str(result.components["mask"]) in text
-    assert "Best at equal cost" in text
+    assert "best at equal cost" in text
 
 
 def test_text_gives_the_reason_for_every_value_that_is_missing(unresolved):

@@ -208,7 +208,7 @@ def test_overwrite_replaces_a_report_whole(result, tmp_path):
 def test_overwrite_refuses_what_is_no_part_of_a_report(result, tmp_path):
     (tmp_path / "summary.txt").write_text("old")
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(GradvarError, match="holds 'thesis.tex', which is no part of a report"):
+    with pytest.raises(GradvarError, match=r"holds 'thesis\.tex', which is no part of a report"):
         write_report(result, tmp_path, overwrite=True)
     assert sorted(os.listdir(tmp_path)) == ["summary.txt", "thesis.tex"]
 
