@@ -2,7 +2,8 @@
 
 Every contender lives in a process of its own (so peak memory is its own) and all take turns, so that a noisy
 machine slows them alike. Quote the ratios: medians over rounds of a contender's time over the ordinary step's
-in the same round.
+in the same round. `ordinary` takes all cells in one batch, `ordinary-1` a sentence's cells at a time, as the
+engine does: how much the batch size itself matters.
 
     python benchmarks/engine.py                                     # BERT tiny and mini, all contenders
     python benchmarks/engine.py --models tiny --contenders ordinary,onepass --rounds 30
@@ -18,7 +19,7 @@ from collections.abc import Callable
 
 VOCABULARY = 30_522
 SIZES = {"tiny": (2, 128, 2), "mini": (4, 256, 4), "small": (4, 512, 8)}
-CONTENDERS = ("ordinary", "onepass", "reference", "loop")
+CONTENDERS = ("ordinary", "ordinary-1", "onepass", "reference", "loop")
 
 
 def contender(kind: str, size: str, sentences: int, masks: int, length: int, groups: int) -> Callable[[], None]:
@@ -62,6 +63,12 @@ def contender(kind: str, size: str, sentences: int, masks: int, length: int, gro
         model.zero_grad(set_to_none=True)
         objective.losses(batch).sum().backward()
 
+    def sentence_by_sentence() -> None:
+        model.zero_grad(set_to_none=True)
+        for start in range(sentences):
+            part = {name: x[start * masks : (start + 1) * masks] for name, x in batch.items()}
+            objective.losses(part).sum().backward()
+
     def loop() -> None:
         for cell in range(cells):
             loss = objective.losses({name: tensor[cell : cell + 1] for name, tensor in batch.items()}).sum()
@@ -71,13 +78,14 @@ def contender(kind: str, size: str, sentences: int, masks: int, length: int, gro
 
     def statistics_step() -> None:
         accumulators = {id(t.parameter): MomentAccumulator(*t.shape, layout, t.parameter.dtype) for t in targets}
-        for start, count in zip(layout.group_starts, layout.group_sizes, strict=True):
-            part = {name: x[start * masks : (start + count) * masks] for name, x in batch.items()}
+        for start in range(sentences):  # a sentence at a time, as `gradvar.decompose` does on a CPU
+            part = {name: x[start * masks : (start + 1) * masks] for name, x in batch.items()}
             engine.accumulate(objective.losses, part, accumulators, start)
         for accumulator in accumulators.values():
             accumulator.finish()
 
-    return {"ordinary": ordinary, "loop": loop}.get(kind, statistics_step)
+    steps = {"ordinary": ordinary, "ordinary-1": sentence_by_sentence, "loop": loop}
+    return steps.get(kind, statistics_step)
 
 
 def serve(pipe: "multiprocessing.connection.Connection", threads: int, arguments: tuple) -> None:

@@ -20,7 +20,8 @@ from gradvar.persample.reference import Reference
 
 ENGINES: dict[str, type[OnePass] | type[Reference]] = {"onepass": OnePass, "reference": Reference}
 _CHECKED = 2  # data of the first chunk, which autograd repeats
-_CHUNKS = 8  # at least so many chunks a study, so that progress shows
+_CHUNKS = 8  # at least so many chunks a study on a GPU, so that progress shows
+_CELLS_CPU = 8  # cells of a chunk on a CPU, rounded up to a whole datum
 _WORKSPACES = 3  # largest saved tensors (the logits) that the backward pass holds beside what autograd keeps
 
 
@@ -207,7 +208,9 @@ class _Run:
                 f"{format_memory(used)} in use, over --memory {format_memory(self.budget)}; "
                 "raise --memory, or lower --masks, --groups or --max-length"
             )
-        return int(min(fitting, max(1, self.layout.counts[0] // _CHUNKS)))
+        # A processor has nothing to gain from larger batches once its cores are busy, and loses its caches.
+        wanted = -(-_CELLS_CPU // self.layout.cells) if self.device.type == "cpu" else self.layout.counts[0] // _CHUNKS
+        return int(min(fitting, max(1, wanted)))
 
     def time_ordinary_step(self) -> float:
         """Time an ordinary forward and backward pass, in seconds a cell: the better of two."""

@@ -12,14 +12,13 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-import gradvar
 from gradvar.cli import main
 from gradvar.persample import onepass
 from gradvar.report import figures
 from gradvar.report.writer import CELLS, FILES
 from tests import cases
 
-ROOT = Path(gradvar.__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 SIZES = ["--max-length", "12", "--sentences", "6", "--masks", "2", "--groups", "3"]
 
 
@@ -38,9 +37,9 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def run(capsys, tmp_path):
+def run(capsys, tmp_path, monkeypatch):
     """Run the command in an empty folder; return its exit code and what it printed."""
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
         with pytest.raises(SystemExit) as stop:
@@ -48,8 +47,7 @@ def run(capsys, tmp_path):
         printed = capsys.readouterr()
         return stop.value.code, printed.out, printed.err
 
-    yield call
-    os.chdir(ROOT)
+    return call
 
 
 @pytest.fixture

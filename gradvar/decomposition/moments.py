@@ -228,7 +228,7 @@ class Join:
             rows: Which rows.
         """
         data = slice(offset, offset + len(values))
-        means = self._inner(values, data, rows)
+        means = self._inner(values, [buffer[data, ..., rows] for buffer in (self._cells, *self._deviations)])
         sums = self._sums[rows]
         for datum, mean in enumerate(means, start=offset):
             if seen := self._first + datum:
@@ -243,22 +243,40 @@ class Join:
             offset: Index of the datum among those being joined.
             rows: ``[rows]`` indices, distinct.
         """
-        here = slice(0, len(rows))
         for buffer in (self._cells, *self._deviations, self._gaps):
             buffer[offset] = 0
-        mean = self._inner(values, slice(offset, offset + 1), here)[0]
-        before = self._sums[rows]
+        before = self.before(rows)
         if seen := self._first + offset:
-            _norm(torch.sub(mean, before, alpha=1 / seen), self._gaps[offset, here])
             self._elsewhere[offset] = (_squares(self._sums.flatten()) - _squares(before.flatten())) / seen**2
+        self.replace(values, offset, rows, before)
+
+    def before(self, rows: Tensor) -> Tensor:
+        """Copy the sums of some rows, for :meth:`replace`."""
+        return self._sums[rows]
+
+    def replace(self, values: Tensor, offset: int, rows: Tensor, before: Tensor) -> None:
+        """Put other values in place of those that some rows of a datum were given.
+
+        Args:
+            values: ``[1, *draws, rows, columns]``; overwritten.
+            offset: Index of the datum, the last one added.
+            rows: ``[rows]`` indices, distinct.
+            before: The sums of these rows :meth:`before` the datum was added.
+        """
+        fresh = [buffer.new_empty(1, *buffer.shape[1:-1], len(rows)) for buffer in (self._cells, *self._deviations)]
+        mean = self._inner(values, fresh)[0]
+        for buffer, norms in zip((self._cells, *self._deviations), fresh, strict=True):
+            buffer[offset][..., rows] = norms[0]
+        if seen := self._first + offset:
+            self._gaps[offset, rows] = torch.linalg.vector_norm(torch.sub(mean, before, alpha=1 / seen), dim=-1)
         self._sums[rows] = before + mean
 
-    def _inner(self, values: Tensor, data: slice, rows: slice) -> Tensor:
-        """Take the cell norms and the sums of squares of the inner levels; return the means ``[data, ...]``."""
-        _norm(values, self._cells[data, ..., rows])
-        for level in range(len(self._deviations), 0, -1):
+    def _inner(self, values: Tensor, norms: list[Tensor]) -> Tensor:
+        """Write the norms of the cells and of the inner levels' deviations; return the means ``[data, ...]``."""
+        _norm(values, norms[0])
+        for level in range(len(norms) - 1, 0, -1):
             mean = values.mean(dim=level)
-            _norm(values.sub_(mean.unsqueeze(level)), self._deviations[level - 1][data, ..., rows])
+            _norm(values.sub_(mean.unsqueeze(level)), norms[level])
             values = mean
         return values
 

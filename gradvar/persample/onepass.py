@@ -93,37 +93,46 @@ class OnePass:
         return values.detach()
 
     def _reduce(self, calls: list[Call], accumulator: MomentAccumulator, first: int) -> None:
-        """Turn the calls of one parameter into moments, a block of data and rows at a time."""
+        """Turn the calls of one parameter into moments, a block of data and rows at a time.
+
+        An embedding reaches few rows of a large table. Where nothing else reaches it, only those rows are
+        formed; where a decoder shares it, the decoder's part of all rows is formed in blocks, and the rows
+        that the embedding reaches are then formed again with both parts.
+        """
         layout = accumulator.layout
         per = layout.cells
-        data = len(calls[0].dy) // per
         rows, columns = accumulator.sums.shape[1:]
-        calls = sorted(calls, key=lambda call: call.rule is embedding_weight)  # the dense overwrite, so come first
-        fills = [call.rule(call.module, call.x, call.dy) for call in calls]
         like = calls[0].dy
+        data = len(like) // per
         block = _BLOCK_CPU if like.device.type == "cpu" else _BLOCK_GPU
-        sparse = calls[0].rule is embedding_weight and per * rows * columns > block
-        at_once = 1 if sparse else max(1, min(data, block // (per * rows * columns)))
+        large = per * rows * columns > block
+        gathers = [call for call in calls if call.rule is embedding_weight]
+        dense = [call.rule(call.module, call.x, call.dy) for call in calls if call.rule is not embedding_weight]
+        fills = dense + [call.rule(call.module, call.x, call.dy) for call in gathers]
+        at_once = 1 if large else max(1, min(data, block // (per * rows * columns)))
+        step = max(1, min(rows, block // (at_once * per * columns)))
         join = accumulator.open(first, data)
         for start in range(0, data, at_once):
             count = min(at_once, data - start)
             cells = slice(start * per, (start + count) * per)
-            if sparse:
-                used = torch.cat([call.x[cells].flatten() for call in calls]).unique()
-                values = self._fill(fills, cells, used, like.new_empty(per, len(used), columns))
-                join.add_sparse(values.view(1, *layout.draws, -1, columns), start, used)
-                continue
-            step = max(1, block // (count * per * columns))
-            for row in range(0, rows, step):
+            shape = (count, *layout.draws, -1, columns)
+            reached = None
+            if large and gathers:
+                reached = torch.cat([call.x[cells].flatten() for call in gathers]).unique()
+                before = join.before(reached)
+            for row in range(0, rows, step) if dense or reached is None else ():
                 part = slice(row, min(row + step, rows))
-                values = self._fill(fills, cells, part, self._lend(like, count * per, part.stop - row, columns))
-                join.add(values.view(count, *layout.draws, -1, columns), start, part)
+                out = self._lend(like, count * per, part.stop - row, columns)
+                _fill(fills if reached is None else dense, cells, part, out)
+                join.add(out.view(shape), start, part)
+            if reached is not None:
+                out = like.new_empty(per, len(reached), columns)
+                _fill(fills, cells, reached, out)
+                if dense:
+                    join.replace(out.view(shape), start, reached, before)
+                else:
+                    join.add_sparse(out.view(shape), start, reached)
         join.close()
-
-    def _fill(self, fills: list[Fill], cells: slice, rows: slice | Tensor, out: Tensor) -> Tensor:
-        for index, fill in enumerate(fills):
-            fill(cells, rows, out, index == 0)
-        return out
 
     def _lend(self, like: Tensor, *shape: int) -> Tensor:
         """Lend scratch memory; fresh memory would cost a page fault every 4 kB."""
@@ -132,6 +141,12 @@ class OnePass:
         if held is None or held.numel() < size or held.dtype != like.dtype or held.device != like.device:
             self._scratch = held = like.new_empty(size)
         return held[:size].view(shape)
+
+
+def _fill(fills: list[Fill], cells: slice, rows: slice | Tensor, out: Tensor) -> None:
+    """Sum the calls' gradients; the first one overwrites."""
+    for index, fill in enumerate(fills):
+        fill(cells, rows, out, index == 0)
 
 
 class _Capture:

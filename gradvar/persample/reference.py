@@ -91,7 +91,10 @@ class Reference:
             one = {name: tensor.unsqueeze(0) for name, tensor in cell.items()}
             return functional_call(module, named, (one,), tie_weights=True).squeeze(0)
 
-        with warnings.catch_warnings():  # vmap warns that some kernels run cell by cell: slow is what this engine is
+        with (
+            warnings.catch_warnings(),
+            torch.no_grad(),
+        ):  # vmap warns that some kernels run cell by cell: slow is what this engine is
             warnings.filterwarnings("ignore", message="There is a performance drop")
             return vmap(grad_and_value(cell_loss), in_dims=(None, 0))(parameters, dict(batch))
 

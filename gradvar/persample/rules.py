@@ -17,7 +17,7 @@ from gradvar.errors import GradvarError
 Fill = Callable[[slice, slice | Tensor, Tensor, bool], None]
 """``fill(cells, rows, out, fresh)`` writes (``fresh``) or adds the gradient of some cells and rows to ``out``
 ``[c, rows, columns]``. The parameter is seen as a matrix ``[rows, columns]``, a vector as one row. Rows come
-as a slice; those of an embedding also as the sorted indices of all rows that occur."""
+as a slice or as sorted indices; an embedding's indices hold all rows that occur in these cells."""
 
 Rule = Callable[[nn.Module, Tensor, Tensor], Fill]
 

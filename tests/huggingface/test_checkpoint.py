@@ -251,9 +251,13 @@ def test_a_random_head_does_not_excuse_a_missing_encoder(folder):
 
 
 def test_loading_leaves_the_libraries_as_they_were(folder):
-    level = transformers.logging.get_verbosity()
+    library = transformers.logging
+    before = library.get_verbosity()
+    library.set_verbosity_info()
     load_checkpoint(folder)
-    assert (transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()) == (level, True)
+    found = library.get_verbosity()
+    library.set_verbosity(before)
+    assert (found, library.is_progress_bar_enabled()) == (library.INFO, True)
 
 
 def test_a_length_beyond_the_model_is_refused(saved, tmp_path):
