@@ -33,8 +33,8 @@ def parse_memory(text: str) -> int:
 
 
 def format_memory(size: float) -> str:
-    """Write bytes as ``1.5 GiB``."""
-    return f"{size / 2**30:.2f} GiB"
+    """Write bytes as ``1.50 GiB`` or ``12.3 MiB``."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def used_memory(device: torch.device) -> int:
