@@ -223,6 +223,12 @@ def _check_loading(folder: Path, model: Any, report: dict[str, Any], allow_rando
     mismatched = sorted(str(key[0]) if isinstance(key, tuple) else str(key) for key in report["mismatched_keys"])
     if mismatched:
         raise GradvarError(f"{folder}: weight '{mismatched[0]}' has not the shape that config.json says")
+    body = re.compile(rf"{model.base_model_prefix}\.(encoder|layers)\.")
+    surplus = sorted(key for key in report["unexpected_keys"] if body.match(key))
+    if surplus:
+        raise GradvarError(
+            f"{folder}: config.json has no place for weight '{surplus[0]}' ({len(surplus)} such); restore the right one"
+        )
     missing = sorted(report["missing_keys"])
     encoder = [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]
     if encoder:

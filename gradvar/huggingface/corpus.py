@@ -48,7 +48,8 @@ def load_corpus(source: str | Path, tokenizer: Any, max_length: int = 128, pack:
         max_length: Tokens of a sequence, special tokens included.
         pack: Join the paragraphs of a document and cut them into sequences of exactly ``max_length``
             tokens, dropping a tail shorter than half of that. Otherwise a paragraph is a sequence, cut
-            off at ``max_length``. Either way ``input_ids`` in the data are taken as they are.
+            off at ``max_length``. Sequences without an ordinary token are dropped. Either way
+            ``input_ids`` in the data are taken as they are.
 
     Returns:
         The corpus, in file order.
@@ -86,11 +87,13 @@ def _tokenise(documents: Sequence[Sequence[str]], tokenizer: Any, max_length: in
         )
     paragraphs = [paragraph for document in documents for paragraph in document]
     encoded = iter(tokenizer(paragraphs, add_special_tokens=False, verbose=False)["input_ids"] if paragraphs else [])
-    least = _shortest(max_length) - len(prefix) - len(suffix) if pack else 1
+    least = max(1, _shortest(max_length) - len(prefix) - len(suffix) if pack else 1)
+    special = set(tokenizer.all_special_ids)
     for document in documents:
         pieces = [next(encoded) for _ in document]
         for body in _cut([t for piece in pieces for t in piece], room) if pack else (piece[:room] for piece in pieces):
-            if len(body) >= max(1, least):
+            # A line of nothing but unknown tokens has nothing to mask; no pretraining batch would hold it either.
+            if len(body) >= least and not special.issuperset(body):
                 yield np.array([*prefix, *body, *suffix], dtype=np.int32)
 
 

@@ -100,7 +100,7 @@ def _paragraphs(text: str) -> tuple[tuple[str, ...], ...]:
     """Split at blank lines into documents, and at line ends into paragraphs."""
     documents: list[tuple[str, ...]] = []
     current: list[str] = []
-    for line in [*text.splitlines(), ""]:
+    for line in [*io.StringIO(text, newline=None), ""]:  # str.splitlines would also split at rare separators
         if line.strip():
             current.append(line.strip())
         elif current:
@@ -152,7 +152,7 @@ def _from_records(records: Iterator[tuple[str, Any]], source: str, digest: str) 
             if _SURROGATE.search(value):
                 raise GradvarError(f"{place}: 'text' holds half a surrogate pair, which is no character; remove it")
             if value.strip():
-                documents.append(tuple(line.strip() for line in value.splitlines() if line.strip()))
+                documents.append(tuple(line.strip() for line in io.StringIO(value, newline=None) if line.strip()))
         else:
             if not isinstance(value, list) or not value or not all(type(i) is int for i in value):
                 raise GradvarError(f"{place}: 'input_ids' must be a list of at least one integer")

@@ -250,6 +250,14 @@ def test_a_random_head_does_not_excuse_a_missing_encoder(folder):
     assert "weights lack 'bert.encoder.layer.2." in refusal(folder, allow_random_head=True)
 
 
+@pytest.mark.parametrize(("kind", "key"), [("bert", "bert.encoder.layer.1."), ("modernbert", "model.layers.1.")])
+def test_a_configuration_with_fewer_layers_than_the_weights_is_refused(saved, tmp_path, kind, key):
+    folder = shutil.copytree(saved[kind], tmp_path / "cut")
+    changes = {"layer_types": ["full_attention"]} if kind == "modernbert" else {}
+    edit_json(folder / "config.json", num_hidden_layers=1, **changes)
+    assert f"no place for weight '{key}" in refusal(folder)
+
+
 def test_loading_leaves_the_libraries_as_they_were(folder):
     library = transformers.logging
     before = library.get_verbosity()

@@ -133,3 +133,13 @@ def test_what_yields_no_sentence_is_refused_in_one_line(tmp_path, name, content,
 def test_a_short_line_is_refused_packed_and_taken_unpacked(tmp_path):
     (tmp_path / "a.txt").write_text("w1 w2\nw3\n")
     assert rows(tmp_path / "a.txt", pack=False) == [[CLS, 6, 7, SEP], [CLS, 8, SEP]]
+
+
+def test_lines_without_an_ordinary_token_are_dropped(tmp_path):
+    (tmp_path / "text.txt").write_text("w1 w2\n♪ ♪\nw3\n")
+    assert rows(tmp_path / "text.txt", pack=False) == [[CLS, 6, 7, SEP], [CLS, 8, SEP]]
+
+
+def test_only_line_ends_end_a_line(tmp_path):
+    (tmp_path / "text.txt").write_bytes("w1\u2028w2\r\nw3 w4\rw5".encode())
+    assert [len(row) - 2 for row in rows(tmp_path / "text.txt", pack=False)] == [2, 2, 1]
