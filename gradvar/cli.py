@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Typer may bring a click of its own; this is the usage error of whichever it uses.
 _UsageError: Any = typer.BadParameter.__base__
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (typer.Abort, KeyboardInterrupt):
         status = _fail("interrupted; nothing was written", 130)
     except _UsageError as error:
-        status = _fail(error.format_message(), 2)
+        status = _fail(f"{error.format_message().rstrip('.')}; see gradvar --help", 2)
     except GradvarError as error:
         status = _fail(str(error), 2)
     except (MemoryError, RuntimeError) as error:
