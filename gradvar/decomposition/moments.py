@@ -213,11 +213,15 @@ class Join:
         self._sums = accumulator.sums[group]
         rows = self._sums.shape[0]
         draws = accumulator.layout.draws
-        empty = self._sums.new_empty
-        self._cells = empty(count, *draws, rows)
-        self._deviations = [empty(count, *draws[:level], rows) for level in range(1, len(draws) + 1)]
-        self._gaps = empty(count, rows)
-        self._elsewhere = torch.zeros(count, dtype=torch.float64, device=self._sums.device)
+        # One table of row norms, so that one call adds them up: cells, deviations by level, gap to those before.
+        shapes = [draws, *(draws[:level] for level in range(1, len(draws) + 1)), ()]
+        self._sizes = [prod(shape) for shape in shapes]
+        self._norms = self._sums.new_empty(count, sum(self._sizes), rows)
+        parts = self._norms.split(self._sizes, dim=1)
+        self._cells, *self._deviations, self._gaps = (
+            part.view(count, *shape, rows) for part, shape in zip(parts, shapes, strict=True)
+        )
+        self._elsewhere: dict[int, Tensor] = {}
 
     def add(self, values: Tensor, offset: int, rows: slice) -> None:
         """Add a block; the rows of a datum come after those of the datum before it.
@@ -243,8 +247,7 @@ class Join:
             offset: Index of the datum among those being joined.
             rows: ``[rows]`` indices, distinct.
         """
-        for buffer in (self._cells, *self._deviations, self._gaps):
-            buffer[offset] = 0
+        self._norms[offset] = 0
         before = self.before(rows)
         if seen := self._first + offset:
             self._elsewhere[offset] = (_squares(self._sums.flatten()) - _squares(before.flatten())) / seen**2
@@ -284,12 +287,14 @@ class Join:
         """Add up the rows."""
         accumulator = self._accumulator
         data = slice(self._first, self._first + self._count)
-        accumulator.cell_norm2[data] = _squares(self._cells).flatten(1)
-        for level, norms in enumerate(self._deviations, start=1):
-            accumulator.squares[data, level] = _squares(norms).flatten(1).sum(dim=1)
-        seen = torch.arange(data.start, data.stop, dtype=torch.float64, device=self._sums.device)
-        gaps = torch.where(seen > 0, _squares(self._gaps) + self._elsewhere, 0.0)
-        accumulator.squares[data, 0] = seen / (seen + 1) * gaps
+        cells, *deviations, gaps = _squares(self._norms).split(self._sizes, dim=1)
+        accumulator.cell_norm2[data] = cells
+        for level, squares in enumerate(deviations, start=1):
+            accumulator.squares[data, level] = squares.sum(dim=1)
+        for offset in range(self._count):
+            if seen := self._first + offset:
+                gap = gaps[offset, 0] + self._elsewhere.get(offset, 0.0)
+                accumulator.squares[seen, 0] = seen / (seen + 1) * gap
 
 
 def _norm(values: Tensor, out: Tensor) -> None:
