@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from math import prod
 
 import numpy as np
@@ -35,12 +35,12 @@ class Layout:
         """Draws at the inner levels."""
         return self.counts[1:]
 
-    @property
+    @cached_property
     def cells(self) -> int:
         """Cells of one datum."""
         return prod(self.draws)
 
-    @property
+    @cached_property
     def group_starts(self) -> tuple[int, ...]:
         """Index of the first datum of each group."""
         return tuple(np.cumsum((0, *self.group_sizes))[:-1].tolist())
