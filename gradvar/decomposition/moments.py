@@ -13,9 +13,11 @@ from math import prod
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-_BLOCK = 1 << 20
+# Elements of the running sums that `finish` turns to float64 at a time: they stay in cache.
+_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -178,16 +180,17 @@ class MomentAccumulator:
 
     def finish(self) -> Moments:
         """Return the tables, once every datum has been added."""
-        sizes = torch.tensor(self.layout.group_sizes, dtype=torch.float64, device=self.sums.device)
-        groups = len(sizes)
-        gram = torch.zeros(groups + 1, groups + 1, dtype=torch.float64, device=self.sums.device)
+        device, groups = self.sums.device, len(self.layout.group_sizes)
+        sizes = torch.tensor(self.layout.group_sizes, dtype=torch.float64, device=device)
+        ends = torch.eye(groups, dtype=torch.float64, device=device)
+        grand = ends[-1:] / sizes.sum()
+        # What makes the centred group means, and the grand mean, out of the running sums.
+        centring = torch.cat([(ends - F.pad(ends, (0, 0, 1, 0))[:-1]) / sizes.unsqueeze(1) - grand, grand])
+        gram = torch.zeros(groups + 1, groups + 1, dtype=torch.float64, device=device)
         sums = self.sums.flatten(1)
-        for block in sums.split(_BLOCK, dim=1):
-            cumulative = block.double()
-            mean = cumulative[-1] / sizes.sum()
-            group_sums = torch.cat([cumulative[:1], cumulative.diff(dim=0)])
-            centred = torch.cat([group_sums / sizes.unsqueeze(1) - mean, mean.unsqueeze(0)])
-            gram += centred @ centred.T
+        for block in sums.split(max(1, _BLOCK // groups), dim=1):
+            means = centring @ block.double()
+            gram.addmm_(means, means.T)
         tables = gram.cpu().numpy()
         return Moments(
             self.layout,

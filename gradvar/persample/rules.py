@@ -64,16 +64,17 @@ def _one_row(gradient: Tensor) -> Fill:
 def embedding_weight(module: nn.Module, x: Tensor, dy: Tensor) -> Fill:
     """Embedding: ``dE[v] = sum_{t: x[t] = v} dy[t]``, the padding row excepted."""
     assert isinstance(module, nn.Embedding)
-    x, dy = x.flatten(1), _flat(dy)
-    live = torch.ones_like(x, dtype=torch.bool) if module.padding_idx is None else x != module.padding_idx
-    cell, position = live.nonzero(as_tuple=True)
-    ids, order = x[cell, position].sort()
-    cell, position = cell[order], position[order]
+    positions = x[0].numel()
+    ids, order = x.flatten().sort()
+    if module.padding_idx is not None:
+        live = ids != module.padding_idx
+        ids, order = ids[live], order[live]
+    cell = order // positions
 
     @lru_cache(maxsize=1)
     def tokens_of(first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
         inside = (cell >= first) & (cell < last)
-        return cell[inside] - first, ids[inside], dy[cell[inside], position[inside]]
+        return cell[inside] - first, ids[inside], dy.flatten(0, -2)[order[inside]]
 
     def fill(cells: slice, rows: slice | Tensor, out: Tensor, fresh: bool) -> None:
         if fresh:
