@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
         if status == 130:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt
     except (typer.Abort, KeyboardInterrupt):
-        status = _fail("interrupted; nothing was written", 130)
+        status = _fail("interrupted; nothing is left half-written", 130)
     except _UsageError as error:
         status = _fail(f"{error.format_message().rstrip('.')}; see gradvar --help", 2)
     except GradvarError as error:
@@ -88,7 +88,9 @@ def decompose(
     parameters: Annotated[
         str | None, typer.Option(metavar="REGEX", help="Study only parameters with such names.")
     ] = None,
-    cost_sentence: Annotated[float | None, typer.Option(help="Cost of a new sentence. [default: timed]")] = None,
+    cost_sentence: Annotated[
+        float | None, typer.Option(help="Cost of a new sentence, with --cost-mask. [default: timed]")
+    ] = None,
     cost_mask: Annotated[float | None, typer.Option(help="Cost of another mask, same unit. [default: timed]")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the report.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a report in that folder.")] = False,
@@ -110,10 +112,11 @@ def decompose(
         check_writable(out, overwrite)
     from rich.console import Console
 
-    import gradvar
+    import gradvar.study
     from gradvar.persample.memory import parse_memory
 
     budget = None if memory is None else parse_memory(memory)
+    gradvar.study.check_request(engine, parameters, cost_sentence, cost_mask)
     console = Console(stderr=True)
     with _status(console, "loading the checkpoint and the data"):
         objective = gradvar.MaskedLM.from_checkpoint(

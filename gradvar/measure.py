@@ -108,6 +108,13 @@ def measure(
     )
 
 
+def engine_of(name: str) -> type[OnePass] | type[Reference]:
+    """Look an engine up by its name, or say in one line which there are."""
+    if name not in ENGINES:
+        raise GradvarError(f"--engine '{name}' is unknown; use {' or '.join(ENGINES)}")
+    return ENGINES[name]
+
+
 class _Run:
     """The state of one study while it runs."""
 
@@ -121,11 +128,9 @@ class _Run:
         parameters: str | None,
         memory: int | None,
     ) -> None:
-        if engine not in ENGINES:
-            raise GradvarError(f"--engine '{engine}' is unknown; use {' or '.join(ENGINES)}")
         self.objective, self.layout, self.data, self.seed = objective, layout, data, seed
         self.targets = select(objective.model, parameters)
-        self.engine: Engine = ENGINES[engine](objective.model, self.targets)
+        self.engine: Engine = engine_of(engine)(objective.model, self.targets)
         self.device = self.targets[0].parameter.device
         self.budget = memory or default_budget(self.device)
         sums = len(layout.group_sizes) * sum(t.parameter.numel() * t.parameter.element_size() for t in self.targets)
@@ -145,7 +150,7 @@ class _Run:
         """Run every chunk, the first one small and checked; return the losses ``[N, cells]``."""
         layout = self.layout
         losses = np.empty((layout.counts[0], layout.cells))
-        size = _CHECKED
+        size = self._first_size()
         done = 0
         for group_start, group_size in zip(layout.group_starts, layout.group_sizes, strict=True):
             while done < group_start + group_size:
@@ -157,6 +162,16 @@ class _Run:
                 if progress:
                     progress(done * layout.cells, losses.size)
         return losses
+
+    def _first_size(self) -> int:
+        """Look at one datum's forward pass before anything large runs; return how many data to begin with."""
+        footprint = self._footprint()
+        with footprint.measure(), torch.enable_grad():
+            self.objective.losses(self._draw(0, 1))
+        return min(_CHECKED, self._fitting(footprint, 1, opened=0))
+
+    def _footprint(self) -> Footprint:
+        return Footprint({p.untyped_storage().data_ptr() for p in self.objective.model.parameters()})
 
     def _draw(self, start: int, stop: int) -> dict[str, Tensor]:
         return dict(self.objective.draw(self.data[start:stop].tolist(), self.layout.draws, self.seed))
@@ -171,15 +186,17 @@ class _Run:
 
     def _report_not_finite(self, start: int, losses: np.ndarray, norms: np.ndarray) -> None:
         bad = int(np.argmin(losses & norms.all(axis=0)))
+        broken = [name for name, p in self.objective.model.named_parameters() if not bool(p.isfinite().all())]
         what = "loss" if not losses[bad] else f"gradient of '{self.targets[int(np.argmin(norms[:, bad]))].name}'"
+        neither = f", and neither are the weights '{broken[0]}'" if broken else ""
         raise GradvarError(
-            f"the {what} of sentence {self.data[start + bad]} is not finite; check the checkpoint's weights, "
+            f"the {what} of sentence {self.data[start + bad]} is not finite{neither}; check the checkpoint's weights, "
             "or try --dtype float64"
         )
 
     def _check(self, stop: int) -> int:
         """Repeat the first chunk with autograd; return how many data a chunk may hold from now on."""
-        footprint = Footprint({p.untyped_storage().data_ptr() for p in self.objective.model.parameters()})
+        footprint = self._footprint()
         batch = self._draw(0, stop)
 
         def losses() -> Tensor:
@@ -194,12 +211,15 @@ class _Run:
             self.notices += (f"the loss never reaches {_names(result.unreached)}, counted as zero",)
         if result.zero:
             self.notices += (f"the gradient is zero, up to rounding, for {_names(result.zero)}",)
-        return self._chunk_size(footprint, stop)
+        # A processor has nothing to gain from larger batches once its cores are busy, and loses its caches.
+        wanted = -(-_CELLS_CPU // self.layout.cells) if self.device.type == "cpu" else self.layout.counts[0] // _CHUNKS
+        return min(self._fitting(footprint, stop, opened=1), max(1, wanted))
 
-    def _chunk_size(self, footprint: Footprint, checked: int) -> int:
-        per_datum = (footprint.total + _WORKSPACES * footprint.largest) // checked
+    def _fitting(self, footprint: Footprint, data: int, opened: int) -> int:
+        """How many data fit the budget, by the footprint of some data and the groups whose sums are in use."""
+        per_datum = (footprint.total + _WORKSPACES * footprint.largest) // data
         per_datum += self.engine.bytes_per_datum(self.layout.cells)
-        untouched = sum(a.sums[1:].numel() * a.sums.element_size() for a in self.accumulators.values())
+        untouched = sum(a.sums[opened:].numel() * a.sums.element_size() for a in self.accumulators.values())
         used = used_memory(self.device) + untouched
         fitting = (self.budget - used) // max(per_datum, 1)
         if fitting < 1:
@@ -208,9 +228,7 @@ class _Run:
                 f"{format_memory(used)} in use, over --memory {format_memory(self.budget)}; "
                 "raise --memory, or lower --masks, --groups or --max-length"
             )
-        # A processor has nothing to gain from larger batches once its cores are busy, and loses its caches.
-        wanted = -(-_CELLS_CPU // self.layout.cells) if self.device.type == "cpu" else self.layout.counts[0] // _CHUNKS
-        return int(min(fitting, max(1, wanted)))
+        return int(fitting)
 
     def time_ordinary_step(self) -> float:
         """Time an ordinary forward and backward pass, in seconds a cell: the better of two."""

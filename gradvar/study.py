@@ -16,8 +16,9 @@ from gradvar.decomposition.allocation import advise
 from gradvar.decomposition.components import Components
 from gradvar.decomposition.moments import total
 from gradvar.errors import GradvarError
-from gradvar.measure import Measurement, measure
+from gradvar.measure import Measurement, engine_of, measure
 from gradvar.objective import Objective
+from gradvar.persample.parameters import compile_pattern
 from gradvar.report.result import Decomposition, Layer
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ def decompose(
         engine: ``onepass``, or ``reference`` (slow, any model).
         parameters: Regular expression; only parameters whose name it finds are studied.
         memory: Bytes that the process may hold; by default most of what is free.
-        cost_sentence: Cost of one more sentence beside its masks, for the advice; by default measured.
-        cost_mask: Cost of one more mask (forward and backward); by default measured. Same unit.
+        cost_sentence: Cost of one more sentence beside its masks, for the advice; by default both are measured.
+        cost_mask: Cost of one more mask (forward and backward), in the same unit.
         progress: Called with the cells done and the cells in all.
 
     Returns:
@@ -59,12 +60,10 @@ def decompose(
 
     Raises:
         GradvarError: If something that was asked for cannot be done; the message says what to change.
-    """
+    """  # noqa: DOC502
     counts = (sentences, *((masks,) if isinstance(masks, int) else masks))
     _check_counts(objective, counts, groups)
-    for name, cost in (("--cost-sentence", cost_sentence), ("--cost-mask", cost_mask)):
-        if cost is not None and not (np.isfinite(cost) and (cost > 0 or (cost == 0 and name == "--cost-sentence"))):
-            raise GradvarError(f"{name} {cost} is not a positive number")
+    check_request(engine, parameters, cost_sentence, cost_mask)
     start = time.perf_counter()
     measured = measure(objective, counts, groups, seed, engine, parameters, memory, progress)
     levels = tuple(objective.levels)
@@ -109,6 +108,27 @@ def decompose(
         data=measured.data,
         losses=measured.losses,
     )
+
+
+def check_request(engine: str, parameters: str | None, cost_sentence: float | None, cost_mask: float | None) -> None:
+    """Refuse what :func:`decompose` would refuse whatever the objective, before one is loaded.
+
+    Args:
+        engine: Name of the engine.
+        parameters: Regular expression of parameter names.
+        cost_sentence: Cost of a new sentence.
+        cost_mask: Cost of another mask.
+
+    Raises:
+        GradvarError: If there is no such engine, the pattern is malformed, or the costs make no sense.
+    """
+    engine_of(engine)
+    compile_pattern(parameters)
+    for name, cost in (("--cost-sentence", cost_sentence), ("--cost-mask", cost_mask)):
+        if cost is not None and not (np.isfinite(cost) and (cost > 0 or (cost == 0 and name == "--cost-sentence"))):
+            raise GradvarError(f"{name} {cost} is not a positive number")
+    if (cost_sentence is None) != (cost_mask is None):
+        raise GradvarError("--cost-sentence and --cost-mask share a unit; give both, or neither to have them timed")
 
 
 def cell_table(objective: MaskedLM, result: Decomposition) -> dict[str, list[Any]]:

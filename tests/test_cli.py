@@ -185,7 +185,7 @@ BAD = [
     ({"checkpoint": "{place}/maskless"}, "the tokenizer in maskless has no mask token"),
     ({"checkpoint": "{place}/causal"}, "causal is a causal LM needs a masked LM"),
     ({"checkpoint": "{place}/pickled"}, "pytorch_model.bin does not load with weights_only=True"),
-    ({"checkpoint": "{place}/nan"}, "the loss of sentence is not finite; --dtype float64"),
+    ({"checkpoint": "{place}/nan"}, "the loss of sentence is not finite, and neither are the weights --dtype float64"),
     ({"checkpoint": "{place}/huge"}, "the gradient of 'bert. of sentence is not finite; --dtype float64"),
     ({"data": "nowhere.txt"}, "no data at 'nowhere.txt': no such file"),
     ({"data": "{place}"}, "is a folder; give one file"),
@@ -226,6 +226,8 @@ BAD = [
     ({"parameters": "nothing"}, "--parameters 'nothing' matches no trainable parameter; names look like 'bert."),
     ({"cost_sentence": -1}, "--cost-sentence -1.0 is not a positive number"),
     ({"cost_mask": "nan"}, "--cost-mask nan is not a positive number"),
+    ({"cost_sentence": 1}, "--cost-sentence and --cost-mask share a unit; give both, or neither"),
+    ({"device": "cpu:3"}, "--device 'cpu:3' is not supported; use cpu or cuda"),
     ({"out": "{place}"}, "is not empty; give another folder, or --overwrite"),
     ({"out": "{place}/text.txt"}, "text.txt is a file; give a folder"),
     ({"out": "{place}/text.txt/out"}, "cannot be written (Not a directory); give another folder"),
@@ -297,7 +299,7 @@ def test_an_interrupt_leaves_nothing(decompose, monkeypatch, where):
         monkeypatch.setitem(figures.FIGURES, "cells", raiser(KeyboardInterrupt()))
     code, out, err = decompose(out="new/report")
     assert (code, out) == (130, "")
-    assert err.endswith("gradvar: interrupted; nothing was written\n")
+    assert err.endswith("gradvar: interrupted; nothing is left half-written\n")
     assert os.listdir() == []
 
 

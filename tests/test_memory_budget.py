@@ -26,7 +26,9 @@ def test_amounts_of_memory(text, size):
     assert parse_memory(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "0", "0GiB", "-1", "four", "4PiB", "4 4", "nan", "inf", "1e9", "GiB", "4.GiB"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "0GiB", "-1", "four", "4PiB", "4 4", "nan", "inf", "1e9", "GiB", "4.GiB", "0.5", "9" * 330 + "t"]
+)
 def test_what_is_no_amount_of_memory_is_refused(text):
     with pytest.raises(GradvarError, match=f"--memory '{text}' is not an amount of memory; write it like 4GiB"):
         parse_memory(text)

@@ -109,7 +109,7 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise GradvarError(f"--device '{name}' is unknown; use cpu, cuda or cuda:0") from error
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
         raise GradvarError(f"--device '{name}' is not supported; use cpu or cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise GradvarError(f"--device '{name}': torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu")

@@ -1,5 +1,7 @@
 """How much memory there is, and how much a batch of cells takes."""
 
+import ctypes
+import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from gradvar.errors import GradvarError
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as in malloc.h
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
@@ -27,9 +30,10 @@ def parse_memory(text: str) -> int:
         GradvarError: If it is not an amount of memory.
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?\s*", text.lower())
-    if not match or float(match[1]) == 0:
+    size = float(match[1]) * _UNITS[match[2]] if match else 0.0
+    if not 1 <= size < 2**63:
         raise GradvarError(f"--memory '{text}' is not an amount of memory; write it like 4GiB or 512MiB")
-    return int(float(match[1]) * _UNITS[match[2]])
+    return int(size)
 
 
 def format_memory(size: float) -> str:
@@ -55,6 +59,18 @@ def default_budget(device: torch.device) -> int:
             current = int(Path("/sys/fs/cgroup/memory.current").read_text())
             free = min(free, max(int(text) - current, 0))
     return used_memory(device) + int(0.7 * free)
+
+
+def keep_freed_memory() -> None:
+    """Let the C allocator keep up to 256 MiB of freed memory, where it is glibc; process-wide.
+
+    Its own habit is to hand the logits of every chunk back to the system, which then page-faults them in anew:
+    a fifth of the time of a small model.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(_MMAP_THRESHOLD, 2**25)  # the most it takes; setting the other would freeze it at less
+        library.mallopt(_TRIM_THRESHOLD, 2**28)
 
 
 class Footprint:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gradvar.decomposition.moments import MomentAccumulator
 from gradvar.errors import GradvarError
 from gradvar.persample.engine import Batch, Losses
+from gradvar.persample.memory import keep_freed_memory
 from gradvar.persample.parameters import Target
 from gradvar.persample.rules import Fill, Rule, embedding_weight, rules_of
 
@@ -57,6 +58,7 @@ class OnePass:
     name = "onepass"
 
     def __init__(self, model: nn.Module, targets: list[Target]) -> None:
+        keep_freed_memory()
         self.model = model
         wanted = {id(target.parameter) for target in targets}
         self._sites: list[tuple[nn.Module, dict[int, Rule]]] = []

@@ -33,6 +33,14 @@ class Target:
         return (p.shape[0], p.numel() // p.shape[0]) if p.ndim > 1 else (1, p.numel())
 
 
+def compile_pattern(pattern: str | None) -> re.Pattern[str]:
+    """Compile the pattern of :func:`select`, or say in one line what is wrong with it."""
+    try:
+        return re.compile(pattern or "")
+    except re.error as error:
+        raise GradvarError(f"--parameters '{pattern}' is not a regular expression: {error}") from error
+
+
 def select(model: nn.Module, pattern: str | None = None) -> list[Target]:
     """List the trainable parameters whose name matches, each once.
 
@@ -46,10 +54,7 @@ def select(model: nn.Module, pattern: str | None = None) -> list[Target]:
     Raises:
         GradvarError: If the pattern is malformed or matches nothing.
     """
-    try:
-        wanted = re.compile(pattern or "")
-    except re.error as error:
-        raise GradvarError(f"--parameters '{pattern}' is not a regular expression: {error}") from error
+    wanted = compile_pattern(pattern)
     names = defaultdict(list)
     found = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

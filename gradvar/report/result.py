@@ -181,4 +181,6 @@ def _row(name: str, group: str, shared_with: tuple[str, ...], part: Layer | Deco
     columns |= {"gradient_norm2": part.gradient_norm2}
     for column, estimate in columns.items():
         row |= {column: estimate.estimate, f"{column}_low": estimate.low, f"{column}_high": estimate.high}
+    missing = {column: estimate.reason for column, estimate in columns.items() if estimate.reason}
+    row["unresolved"] = "; ".join(f"{column}: {reason}" for column, reason in missing.items()) or None
     return row

@@ -12,7 +12,7 @@ from rich.text import Text
 from gradvar.decomposition.estimate import Estimate
 
 if TYPE_CHECKING:
-    from gradvar.report.result import Decomposition
+    from gradvar.report.result import Decomposition, Layer
 
 _LAYERS = 8
 WIDTH = 80
@@ -94,18 +94,23 @@ def _layers_table(result: Decomposition) -> Table:
     table = _table("layer", "of total", f"{inner} share")
     table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
     table.columns[1].justify = "right"
-    totals = {layer.name: float(layer.statistics.values.sum()) for layer in result.layers}
     whole = float(result.statistics.values.sum())
-    for layer in sorted(result.layers, key=lambda layer: -totals[layer.name])[:_LAYERS]:
-        share = f"{100 * totals[layer.name] / whole:.1f} %" if whole > 0 else "-"
+    for layer in _largest(result):
+        share = f"{100 * layer.statistics.values.sum() / whole:.1f} %" if whole > 0 else "-"
         table.add_row(layer.name, share, percent(layer.shares[inner]))
     return table
+
+
+def _largest(result: Decomposition) -> list[Layer]:
+    """Return the layers with most variance, the largest first."""
+    return sorted(result.layers, key=lambda layer: -float(layer.statistics.values.sum()))[:_LAYERS]
 
 
 def _reasons(result: Decomposition) -> list[str]:
     """Explain every value that is not resolved, each reason once."""
     named: dict[str, list[str]] = {}
-    values = {f"share of {level}": e for level, e in result.shares.items()}
+    values = {f"{level} variance": e for level, e in result.components.items()}
+    values |= {f"share of {level}": e for level, e in result.shares.items()}
     values |= {"|mu|^2": result.gradient_norm2}
     values |= {
         f"noise scale of {name}" if name != "total" else "noise scale": e for name, e in result.noise_scale.items()
@@ -115,4 +120,10 @@ def _reasons(result: Decomposition) -> list[str]:
     for name, estimate in values.items():
         if estimate.reason:
             named.setdefault(estimate.reason, []).append(name)
+    inner = result.levels[-1]
+    said = set(named)
+    for layer in _largest(result):
+        reason = layer.shares[inner].reason
+        if reason and reason not in said:
+            named.setdefault(reason, []).append(f"{inner} share of {layer.name}")
     return [f"{', '.join(names)}: {reason}" for reason, names in named.items()]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +65,8 @@ def write_report(
 ) -> Path:
     """Write a report folder: JSON, CSV, text and figures, and optionally the cells.
 
-    Everything is written to a temporary folder first, whose files then take their places at once.
+    Everything is written to a temporary folder first, whose files then take their places by renaming, which
+    Ctrl-C does not interrupt.
 
     Args:
         result: The decomposition.
@@ -99,15 +103,32 @@ def _unwritable(out: str | Path, error: OSError) -> str:
 
 def _publish(partial: Path, folder: Path) -> None:
     """Rename a whole report into place; a folder that exists stays the same one, as a mount point or link must."""
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial.rename(folder)
+    with _uninterrupted():
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            partial.rename(folder)
+            return
+        for name in FILES:
+            if (partial / name).exists():
+                (partial / name).replace(folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back until the end of the block; only the main thread hears it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
-    for name in FILES:
-        if (partial / name).exists():
-            (partial / name).replace(folder / name)
-        else:
-            (folder / name).unlink(missing_ok=True)
+    came: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _write_files(result: Decomposition, folder: Path, cells: Mapping[str, Sequence[Any]] | None) -> None:

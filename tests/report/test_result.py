@@ -108,3 +108,12 @@ def test_results_are_frozen(result):
     with pytest.raises(AttributeError):
         result.proposal = "other"
     assert np.isfinite(result.losses).all()
+
+
+def test_variances_without_an_interval_and_single_layers_say_why():
+    few = gradvar.decompose(cases.objective(), sentences=3, masks=2, groups=1)
+    assert "data variance, mask variance" in repr(few)
+    table = few.to_frame()
+    assert table["unresolved"].str.contains("variance_mask: an interval needs at least 4 draws of data").all()
+    for layer in few.layers:
+        assert layer.components["mask"].low is None

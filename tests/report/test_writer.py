@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -276,3 +277,20 @@ def test_a_place_that_takes_no_files_is_refused_before_any_work(tmp_path, monkey
 def test_the_check_leaves_nothing_behind(tmp_path):
     assert check_writable(tmp_path / "a" / "b") == tmp_path / "a" / "b"
     assert os.listdir(tmp_path) == []
+
+
+def test_an_interruption_waits_until_the_report_is_whole(study, tmp_path, monkeypatch):
+    write_report(study.result, tmp_path, overwrite=True)
+    replace = Path.replace
+
+    def interrupted(source, target):
+        signal.raise_signal(signal.SIGINT)
+        return replace(source, target)
+
+    before = {path.name: path.stat().st_ino for path in tmp_path.iterdir()}
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_report(study.result, tmp_path, overwrite=True)
+    after = {path.name: path.stat().st_ino for path in tmp_path.iterdir()}
+    assert after.keys() == before.keys()
+    assert all(after[name] != before[name] for name in before)
