@@ -46,13 +46,13 @@ class Components:
     @cached_property
     def values(self) -> np.ndarray:
         """``[L]`` estimated components, unbiased; all but the innermost can come out negative."""
-        return self._values(np.ones(self.counts[0], dtype=bool))
+        return _nested(self._mean_squares, self.counts)
 
     @cached_property
     def norm2(self) -> float:
         """Unbiased estimate of ``|mu|^2``; it can come out negative."""
         data = self.counts[0]
-        return float(self.moments.mean_norm2 - self.moments.squares[:, 0].sum() / (data - 1) / data)
+        return float(self.moments.mean_norm2 - self.moments.between / (data - 1) / data)
 
     @property
     def vanishes(self) -> bool:
@@ -65,10 +65,7 @@ class Components:
         return _ROUNDING * float(self.moments.cell_norm2.mean())
 
     def linear(self, coefficients: np.ndarray) -> Estimate:
-        """Estimate ``sum_l c_l V_l`` with Hall's interval over data.
-
-        The contributions of a datum are its increment to the outer sum of squares and its own inner mean
-        squares; each has the expectation of the mean square, so N - 1 of them come from one pass.
+        """Estimate ``sum_l c_l V_l`` with Hall's interval over the contributions of the data.
 
         Args:
             coefficients: ``[L]``.
@@ -77,12 +74,9 @@ class Components:
             The estimate, raw.
         """
         value = float(self.values @ coefficients)
-        replicates = _nested(self._contributions, self.counts) @ coefficients
-        if len(replicates) < 3:
+        if self.counts[0] < 4:
             return Estimate(value, reason=f"an interval needs at least 4 draws of {self.levels[0]}")
-        low, high = hall_interval(replicates)
-        shift = value - float(replicates.mean())
-        return Estimate(value, low + shift, high + shift)
+        return Estimate(value, *hall_interval(_nested(self._contributions, self.counts) @ coefficients))
 
     def component(self, level: int) -> Estimate:
         """Estimate the variance component of a level; the innermost cannot be negative, the others' estimates can."""
@@ -103,11 +97,9 @@ class Components:
         if problem:
             return problem
 
-        def statistic(kept: np.ndarray) -> float:
-            values = self._values(kept)
-            return float(values @ numerator / (values @ denominator))
-
-        return self._jackknife(statistic)
+        contributions = _nested(self._contributions, self.counts)
+        above, below = contributions @ numerator, contributions @ denominator
+        return self._jackknife(lambda kept: float(above[kept].sum() / below[kept].sum()))
 
     def share(self, level: int) -> Estimate:
         """Estimate a level's share of the variance of one cell."""
@@ -190,28 +182,61 @@ class Components:
         )
 
     @cached_property
-    def _contributions(self) -> np.ndarray:
-        """``[N - 1, L]`` mean squares of each datum but the first, which joined nothing."""
+    def _degrees(self) -> np.ndarray:
+        """``[L]`` degrees of freedom of one datum at each level; ``N - 1`` data have one at the outermost."""
         n = self.counts
-        degrees = np.array([1.0, *(prod(n[1:level]) * (n[level] - 1) for level in range(1, len(n)))])
-        return self.moments.squares[1:] / degrees
+        return np.array([1.0, *(prod(n[1:level]) * (n[level] - 1) for level in range(1, len(n)))])
 
-    def _values(self, kept: np.ndarray) -> np.ndarray:
-        """Components from the data that are kept."""
-        n = self.counts
-        data = int(kept.sum())
-        degrees = [data - int(kept[0]), *(data * prod(n[1:level]) * (n[level] - 1) for level in range(1, len(n)))]
-        return _nested(self.moments.squares[kept].sum(axis=0) / np.array(degrees, dtype=float), n)
+    @cached_property
+    def _mean_squares(self) -> np.ndarray:
+        """``[L]`` mean square of each level's means about their parents' means."""
+        data = self.counts[0]
+        sums = self.moments.squares.sum(axis=0)
+        return np.array([self.moments.between / (data - 1), *(sums[1:] / (data * self._degrees[1:]))])
+
+    @cached_property
+    def _contributions(self) -> np.ndarray:
+        """``[N, L]`` what each datum contributes to the mean squares; the columns' means are the mean squares.
+
+        At the outermost level that is ``|g_n - mu|^2`` but for a constant. As ``mu`` is not known, the mean ``p``
+        of the ``k`` data before it in its group stands for it (for a group's first, the second), shrunk by
+        ``w = s/(s + MS_0/k)`` with ``s = |mu|^2``, since a mean of few data is mostly noise. The squared distance
+        ``|g_n - w p|^2`` has the expectation ``MS_0 (1 + w^2/k) + (1 - w)^2 s``, which is taken off.
+        """
+        m, counts = self.moments, self.counts
+        found = m.squares / self._degrees
+        below = [prod(counts[level + 1 :]) for level in range(len(counts))]
+        norm2 = (m.cell_norm2.sum(axis=1) - m.squares[:, 1:] @ np.array(below[1:])) / below[0]
+        mean_square, signal = self._mean_squares[0], max(self.norm2, 0.0)
+        for start, size in zip(m.layout.group_starts, m.layout.group_sizes, strict=True):
+            sum2 = norm2[start]  # squared norm of the sum of the data so far
+            for k, n in enumerate(range(start + 1, start + size), start=1):
+                prefix2 = sum2 / k**2
+                inner = (norm2[n] + prefix2 - m.squares[n, 0] * (k + 1) / k) / 2
+                weight = signal / (signal + mean_square / k) if signal > 0 else 0.0
+                expected = mean_square * (1 + weight**2 / k) + (1 - weight) ** 2 * signal
+                found[n, 0] = norm2[n] - 2 * weight * inner + weight**2 * prefix2 - expected
+                if k == 1:
+                    found[start, 0] = norm2[start] - 2 * weight * inner + weight**2 * norm2[n] - expected
+                sum2 += norm2[n] + 2 * k * inner
+            if size == 1:
+                found[start, 0] = norm2[start] - mean_square - signal
+        found[:, 0] += mean_square - found[:, 0].mean()
+        return found
 
     def _grouped(self, kept: np.ndarray) -> tuple[np.ndarray, float]:
         """Components, and ``|mu|^2`` as a U-statistic of group means, from the groups that are kept."""
         m = self.moments
         sizes = np.where(kept, np.array(m.layout.group_sizes, dtype=float), 0.0)
-        weights = sizes / sizes.sum()
+        data = sizes.sum()
+        weights = sizes / data
         shift = weights @ m.group_gram @ weights
-        between = (sizes @ np.diag(m.group_gram) - sizes.sum() * shift) / (kept.sum() - 1)
+        between = sizes @ np.diag(m.group_gram) - data * shift
         mean_norm2 = m.mean_norm2 + 2 * weights @ m.group_cross + shift
-        return self._values(np.repeat(kept, m.layout.group_sizes)), float(mean_norm2 - between / sizes.sum())
+        sums = m.squares[np.repeat(kept, m.layout.group_sizes)].sum(axis=0)
+        sums[0] += between
+        mean_squares = sums / np.array([data - 1, *(data * self._degrees[1:])])
+        return _nested(mean_squares, self.counts), float(mean_norm2 - between / (kept.sum() - 1) / data)
 
 
 def _nested(mean_squares: np.ndarray, counts: tuple[int, ...]) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Streaming nested moments of vectors: sums of squares by level, cell norms, group means.
 
-Data stream through in order; nothing is ever stored per datum but scalars. What has the size of a vector is
-one running sum for each group of data. Everything downstream is arithmetic on the small tables of `Moments`.
+Data stream through in groups; nothing is ever stored per datum but scalars. What has the size of a vector is the
+sum of each group. Groups know nothing of one another until the end, so they can be measured anywhere and in any
+number, and joined. Everything downstream is arithmetic on the small tables of `Moments`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ from math import prod
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-# Elements of the running sums that `finish` turns to float64 at a time: they stay in cache.
+# Elements of the sums that `finish` turns to float64 at a time: they stay in cache.
 _BLOCK = 1 << 16
 
 
@@ -64,8 +64,7 @@ class Moments:
         layout: The study's shape; ``N`` data in ``R`` groups, ``L`` levels.
         squares: ``[N, L]``. Column ``l >= 1``: this datum's sum of squares of its level-``l`` means about
             their parents' means. Column 0: the increment ``n/(n+1) |mean_n - m|^2`` by which this datum
-            joined the ``n`` before it, whose mean is ``m``; row 0 is 0. The column sums are the nested sums
-            of squares.
+            joined the ``n`` before it in its group, whose mean is ``m``; 0 for a group's first.
         cell_norm2: ``[N, cells]`` squared norms.
         mean_norm2: Squared norm of the grand mean.
         group_cross: ``[R]`` inner products of (group mean - grand mean) with the grand mean.
@@ -80,6 +79,11 @@ class Moments:
     group_cross: np.ndarray
     group_gram: np.ndarray
     dimension: int
+
+    @property
+    def between(self) -> float:
+        """Sum of squares of the data means about the grand mean: within the groups and between them."""
+        return float(self.squares[:, 0].sum() + np.diag(self.group_gram) @ np.array(self.layout.group_sizes))
 
     def __add__(self, other: Moments) -> Moments:
         """Join disjoint coordinates of the same study."""
@@ -104,14 +108,13 @@ def total(parts: list[Moments]) -> Moments:
 class MomentAccumulator:
     """Accumulates the moments of one matrix-shaped parameter from blocks of its per-cell values.
 
-    What has the parameter's size is its running sum over data, kept once for each group: ``sums[r]`` holds
-    the sum of all data up to the end of group ``r`` (so the last one is the pooled sum).
+    What has the parameter's size is its sum over the data of each group, ``sums[r]``.
 
     Args:
         rows: Rows of the parameter as a matrix.
         columns: Columns.
         layout: The study's shape.
-        dtype: Type of the running sums.
+        dtype: Type of the sums.
         device: Where everything lives.
     """
 
@@ -123,23 +126,18 @@ class MomentAccumulator:
         self.sums = torch.zeros(len(layout.group_sizes), rows, columns, dtype=dtype, device=device)
         self.squares = torch.zeros(data, len(layout.counts), dtype=torch.float64, device=device)
         self.cell_norm2 = torch.zeros(data, layout.cells, dtype=torch.float64, device=device)
-        self._opened = 0
 
     def open(self, first: int, count: int) -> Join:
         """Begin to add consecutive data of one group; every row must be added before it is closed.
 
         Args:
-            first: Index of the first datum; all before it have been added.
+            first: Index of the first datum; all before it in its group have been added.
             count: How many.
 
         Returns:
             What takes the values; :meth:`Join.close` ends it.
         """
-        group = bisect_right(self.layout.group_starts, first) - 1
-        if group > self._opened:
-            self.sums[group] = self.sums[group - 1]
-            self._opened = group
-        return Join(self, group, first, count)
+        return Join(self, bisect_right(self.layout.group_starts, first) - 1, first, count)
 
     def add(self, values: Tensor, first: int) -> None:
         """Add consecutive data of one group with all their rows.
@@ -152,11 +150,11 @@ class MomentAccumulator:
         join.add(values, 0, slice(0, values.shape[-2]))
         join.close()
 
-    def merge(self, other: MomentAccumulator) -> MomentAccumulator:
-        """Let a study of other data, with groups of its own, join after this one.
+    def join(self, other: MomentAccumulator) -> MomentAccumulator:
+        """Put the groups of another study of the same population behind those of this one.
 
         Args:
-            other: Complete, of the same parameter, with the same inner draws.
+            other: Of the same parameter, with the same inner draws.
 
         Returns:
             A new accumulator; its inputs are unchanged.
@@ -166,26 +164,22 @@ class MomentAccumulator:
         """
         a, b = self.layout, other.layout
         if a.draws != b.draws or self.sums.shape[1:] != other.sums.shape[1:]:
-            raise ValueError(f"studies that cannot be merged: {a} and {b}")
-        merged = object.__new__(MomentAccumulator)
-        merged.layout = Layout((a.counts[0] + b.counts[0], *a.draws), a.group_sizes + b.group_sizes)
-        merged.sums = torch.cat([self.sums, self.sums[-1] + other.sums])
-        merged.squares = torch.cat([self.squares, other.squares])
-        merged.cell_norm2 = torch.cat([self.cell_norm2, other.cell_norm2])
-        merged._opened = len(merged.layout.group_sizes) - 1
-        left, right = a.counts[0], b.counts[0]
-        gap = _squares((self.sums[-1] / left - other.sums[-1] / right).flatten())
-        merged.squares[left, 0] = left * right / (left + right) * gap
-        return merged
+            raise ValueError(f"studies that cannot be joined: {a} and {b}")
+        joined = object.__new__(MomentAccumulator)
+        joined.layout = Layout((a.counts[0] + b.counts[0], *a.draws), a.group_sizes + b.group_sizes)
+        joined.sums = torch.cat([self.sums, other.sums])
+        joined.squares = torch.cat([self.squares, other.squares])
+        joined.cell_norm2 = torch.cat([self.cell_norm2, other.cell_norm2])
+        return joined
 
     def finish(self) -> Moments:
         """Return the tables, once every datum has been added."""
         device, groups = self.sums.device, len(self.layout.group_sizes)
         sizes = torch.tensor(self.layout.group_sizes, dtype=torch.float64, device=device)
-        ends = torch.eye(groups, dtype=torch.float64, device=device)
-        grand = ends[-1:] / sizes.sum()
-        # What makes the centred group means, and the grand mean, out of the running sums.
-        centring = torch.cat([(ends - F.pad(ends, (0, 0, 1, 0))[:-1]) / sizes.unsqueeze(1) - grand, grand])
+        each = torch.eye(groups, dtype=torch.float64, device=device)
+        grand = torch.ones_like(each[:1]) / sizes.sum()
+        # What makes the centred group means, and the grand mean, out of the groups' sums.
+        centring = torch.cat([each / sizes.unsqueeze(1) - grand, grand])
         gram = torch.zeros(groups + 1, groups + 1, dtype=torch.float64, device=device)
         sums = self.sums.flatten(1)
         for block in sums.split(max(1, _BLOCK // groups), dim=1):
@@ -213,6 +207,7 @@ class Join:
 
     def __init__(self, accumulator: MomentAccumulator, group: int, first: int, count: int) -> None:
         self._accumulator, self._first, self._count = accumulator, first, count
+        self._before = first - accumulator.layout.group_starts[group]
         self._sums = accumulator.sums[group]
         rows = self._sums.shape[0]
         draws = accumulator.layout.draws
@@ -238,7 +233,7 @@ class Join:
         means = self._inner(values, [buffer[data, ..., rows] for buffer in (self._cells, *self._deviations)])
         sums = self._sums[rows]
         for datum, mean in enumerate(means, start=offset):
-            if seen := self._first + datum:
+            if seen := self._before + datum:
                 _norm(torch.sub(mean, sums, alpha=1 / seen), self._gaps[datum, rows])
             sums += mean
 
@@ -252,7 +247,7 @@ class Join:
         """
         self._norms[offset] = 0
         before = self.before(rows)
-        if seen := self._first + offset:
+        if seen := self._before + offset:
             self._elsewhere[offset] = (_squares(self._sums.flatten()) - _squares(before.flatten())) / seen**2
         self.replace(values, offset, rows, before)
 
@@ -273,7 +268,7 @@ class Join:
         mean = self._inner(values, fresh)[0]
         for buffer, norms in zip((self._cells, *self._deviations), fresh, strict=True):
             buffer[offset][..., rows] = norms[0]
-        if seen := self._first + offset:
+        if seen := self._before + offset:
             self._gaps[offset, rows] = torch.linalg.vector_norm(torch.sub(mean, before, alpha=1 / seen), dim=-1)
         self._sums[rows] = before + mean
 
@@ -295,9 +290,9 @@ class Join:
         for level, squares in enumerate(deviations, start=1):
             accumulator.squares[data, level] = squares.sum(dim=1)
         for offset in range(self._count):
-            if seen := self._first + offset:
+            if seen := self._before + offset:
                 gap = gaps[offset, 0] + self._elsewhere.get(offset, 0.0)
-                accumulator.squares[seen, 0] = seen / (seen + 1) * gap
+                accumulator.squares[self._first + offset, 0] = seen / (seen + 1) * gap
 
 
 def _norm(values: Tensor, out: Tensor) -> None:

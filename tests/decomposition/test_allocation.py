@@ -18,7 +18,8 @@ def components(v_data: float, v_mask: float, data: int = 8, masks: int = 4) -> C
     squares = np.zeros((data, 2))
     squares[1:, 0] = v_data + v_mask / masks
     squares[:, 1] = v_mask * (masks - 1)
-    moments = Moments(even_layout((data, masks)), squares, np.ones((data, masks)), 1.0, np.zeros(1), np.eye(1), 1)
+    norms = np.full((data, masks), v_data + v_mask)
+    moments = Moments(even_layout((data, masks)), squares, norms, 0.0, np.zeros(1), np.zeros((1, 1)), 1)
     return Components(moments, ("data", "mask"))
 
 

@@ -103,23 +103,40 @@ def test_linear_combinations(one, other, factor, seed):
         assert getattr(mirrored, other_end) == pytest.approx(-factor * getattr(first, end), rel=1e-9, abs=1e-9)
 
 
-def test_intervals_of_components_come_from_the_contributions_of_the_data():
-    """Hall's interval of each datum's own mean squares, moved to the estimate; the first datum joins nothing."""
-    vectors = normal((9, 3, 4), (1.0, 2.0, 3.0), mean=1.0)
-    outer, inner = vectors.mean(axis=(1, 2)), vectors.mean(axis=2)
+def contributions(vectors: np.ndarray, groups: int) -> np.ndarray:
+    """What each datum contributes to `MS_0`, from the data means themselves, by the documented formula."""
+    study = components(vectors, groups)
+    means = vectors.mean(axis=tuple(range(1, vectors.ndim - 1)))
+    mean_square, signal = means.var(axis=0, ddof=1).sum(), max(study.norm2, 0)
+    found = []
+    for group in np.split(means, np.array(study.moments.layout.group_starts[1:])):
+        for n, mean in enumerate(group):
+            before = group[:n] if n else group[1:2]
+            k = len(before)
+            w = signal / (signal + mean_square / k) if k else 0
+            p = before.mean(axis=0) if k else 0 * mean
+            expected = mean_square * (1 + (w**2 / k if k else 0)) + (1 - w) ** 2 * signal
+            found.append(((mean - w * p) ** 2).sum() - expected)
+    return np.array(found) - np.mean(found) + mean_square
+
+
+@pytest.mark.parametrize("groups", [1, 3, 4, 9])
+@pytest.mark.parametrize("mean", [0.0, 3.0])
+def test_intervals_of_components_come_from_the_contributions_of_the_data(groups, mean):
+    """Hall's interval of what each datum contributes."""
+    vectors = normal((9, 3, 4), (1.0, 2.0, 3.0), mean=mean)
+    inner = vectors.mean(axis=2)
     squares = np.array(
         [
-            [n / (n + 1) * ((outer[n] - outer[:n].mean(axis=0)) ** 2).sum() for n in range(1, 9)],
-            inner.var(axis=1, ddof=1).sum(axis=-1)[1:],
-            vectors.var(axis=2, ddof=1).sum(axis=-1).mean(axis=1)[1:],
+            contributions(vectors, groups),
+            inner.var(axis=1, ddof=1).sum(axis=-1),
+            vectors.var(axis=2, ddof=1).sum(axis=-1).mean(axis=1),
         ]
     )
-    contributions = [squares[0] - squares[1] / 3, squares[1] - squares[2] / 4, squares[2]]
-    study = components(vectors)
-    for level, values in enumerate(contributions):
+    study = components(vectors, groups)
+    for level, values in enumerate([squares[0] - squares[1] / 3, squares[1] - squares[2] / 4, squares[2]]):
         found = study.component(level)
-        moved = np.array(hall_interval(values)) - values.mean() + study.values[level]
-        assert (found.low, found.high) == pytest.approx(tuple(moved), rel=1e-9)
+        assert (found.low, found.high) == pytest.approx(hall_interval(values), rel=1e-9)
 
 
 @quick
@@ -182,7 +199,7 @@ def test_the_grouped_estimate_of_the_signal_is_the_plain_jackknife_of_group_mean
     assert [found.estimate, found.low, found.high] == pytest.approx(expected, rel=1e-8)
 
 
-def test_merged_studies_give_the_estimates_of_one_study():
+def test_joined_studies_give_the_estimates_of_one_study():
     vectors = torch.from_numpy(normal((10, 3), (1.0, 1.0), mean=1.0)).unsqueeze(-2)
     parts = []
     for half, sizes in ((vectors[:4], (2, 2)), (vectors[4:], (3, 3))):
@@ -190,11 +207,11 @@ def test_merged_studies_give_the_estimates_of_one_study():
         for start, size in zip(accumulator.layout.group_starts, sizes, strict=True):
             accumulator.add(half[start : start + size].clone(), start)
         parts.append(accumulator)
-    merged = Components(parts[0].merge(parts[1]).finish(), ("data", "mask"))
+    joined = Components(parts[0].join(parts[1]).finish(), ("data", "mask"))
     whole = components(vectors.squeeze(-2).numpy())
-    assert merged.values == pytest.approx(whole.values, rel=1e-12)
-    assert merged.norm2 == pytest.approx(whole.norm2, rel=1e-12)
-    assert merged.gradient_norm2().estimate == pytest.approx(whole.norm2, rel=1e-12)
+    assert joined.values == pytest.approx(whole.values, rel=1e-12)
+    assert joined.norm2 == pytest.approx(whole.norm2, rel=1e-12)
+    assert joined.gradient_norm2().estimate == pytest.approx(whole.norm2, rel=1e-12)
 
 
 def mirrored() -> np.ndarray:
