@@ -78,7 +78,7 @@ def decompose(
     max_length: Annotated[int, typer.Option(help="Tokens of a sentence, special tokens included.")] = 128,
     replacement: Annotated[str, typer.Option(help="Percent mask, random and kept tokens at targets.")] = "80,10,10",
     weighting: Annotated[str, typer.Option(help="sentence or token: what counts the same.")] = "sentence",
-    engine: Annotated[str, typer.Option(help="onepass, or reference (slow).")] = "onepass",
+    engine: Annotated[str, typer.Option(help="auto, onepass, or reference (slow, any model).")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",

@@ -7,3 +7,7 @@ class GradvarError(ValueError):
     The command line prints the message alone and exits with code 2; in Python it is an ordinary
     ``ValueError``.
     """
+
+
+class EngineError(GradvarError):
+    """The one-pass engine cannot measure this model; the reference engine may."""

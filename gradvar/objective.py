@@ -48,3 +48,8 @@ class Objective(Protocol):
     def layer_group(self, layer: str) -> str:
         """Name the group of a layer in reports, such as ``attention``."""
         ...
+
+
+def unit_of(levels: Sequence[str]) -> str:
+    """Name one draw of the outermost level: a sentence, for the data of a masked LM."""
+    return "sentence" if levels[0] == "data" else f"{levels[0]} draw"

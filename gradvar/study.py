@@ -16,10 +16,11 @@ from gradvar.decomposition.allocation import advise
 from gradvar.decomposition.components import Components
 from gradvar.decomposition.moments import total
 from gradvar.errors import GradvarError
-from gradvar.measure import Measurement, engine_of, measure
+from gradvar.measure import Measurement, measure
 from gradvar.objective import Objective
 from gradvar.persample.parameters import compile_pattern
 from gradvar.report.result import Decomposition, Layer
+from gradvar.runner import check_engine_name
 
 if TYPE_CHECKING:
     from gradvar.huggingface.masked_lm import MaskedLM
@@ -32,7 +33,7 @@ def decompose(
     masks: int | Sequence[int] = 8,
     groups: int = 8,
     seed: int = 0,
-    engine: str = "onepass",
+    engine: str = "auto",
     parameters: str | None = None,
     memory: int | None = None,
     cost_sentence: float | None = None,
@@ -48,7 +49,8 @@ def decompose(
         groups: Groups of data for the intervals of ``|mu|^2`` and the noise scale; each costs memory for one
             copy of the parameters.
         seed: Seed of every random choice.
-        engine: ``onepass``, or ``reference`` (slow, any model).
+        engine: ``onepass``, ``reference`` (slow, any model), or ``auto``: the first, and the second where the
+            first cannot.
         parameters: Regular expression; only parameters whose name it finds are studied.
         memory: Bytes that the process may hold; by default most of what is free.
         cost_sentence: Cost of one more sentence beside its masks, for the advice; by default both are measured.
@@ -91,7 +93,7 @@ def decompose(
             "masks": masks if isinstance(masks, int) else list(masks),
             "groups": groups,
             **described.get("study", {}),
-            "engine": engine,
+            "engine": measured.engine,
             "dtype": str(measured.targets[0].parameter.dtype).removeprefix("torch."),
             "seed": seed,
         },
@@ -122,7 +124,7 @@ def check_request(engine: str, parameters: str | None, cost_sentence: float | No
     Raises:
         GradvarError: If there is no such engine, the pattern is malformed, or the costs make no sense.
     """
-    engine_of(engine)
+    check_engine_name(engine)
     compile_pattern(parameters)
     for name, cost in (("--cost-sentence", cost_sentence), ("--cost-mask", cost_mask)):
         if cost is not None and not (np.isfinite(cost) and (cost > 0 or (cost == 0 and name == "--cost-sentence"))):

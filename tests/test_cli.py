@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from transformers import BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from gradvar.cli import main
-from gradvar.persample import onepass
+from gradvar.persample import onepass, rules
 from gradvar.report import figures
 from gradvar.report.writer import CELLS, FILES
 from tests import cases
@@ -264,13 +264,21 @@ def test_a_command_that_is_none_gets_one_line(run, arguments, words):
     assert [word for word in words.split() if word not in err] == []
 
 
-def test_a_reached_parameter_without_a_rule_is_named(decompose, monkeypatch):
+@pytest.mark.parametrize("engine", ["auto", "onepass"])
+def test_a_rule_that_is_wrong_is_named(decompose, monkeypatch, engine):
+    """LayerNorm's weight taken for a bias: the check turns to the reference engine, or refuses if told not to."""
     rules_of = onepass.rules_of
-    monkeypatch.setattr(onepass, "rules_of", lambda m: {} if isinstance(m, torch.nn.LayerNorm) else rules_of(m))
-    code, _, err = decompose(out="report")
-    assert code == 2
-    assert "reaches parameter 'bert.embeddings.LayerNorm.weight' but no rule covers it; use --engine reference" in err
-    assert os.listdir() == []
+    wrong = {"weight": rules.bias, "bias": rules.bias}
+    monkeypatch.setattr(onepass, "rules_of", lambda m: wrong if isinstance(m, torch.nn.LayerNorm) else rules_of(m))
+    code, out, err = decompose(out="report", engine=engine)
+    name = "LayerNorm.weight': the engine's gradient differs from autograd's by"
+    if engine == "auto":
+        assert code == 0
+        assert "the slow reference engine was used" in out.replace("\n", " ")
+    else:
+        assert code == 2
+        assert name in err
+        assert os.listdir() == []
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])

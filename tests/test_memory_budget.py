@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import gradvar.measure
+import gradvar.runner
 from gradvar.errors import GradvarError
 from gradvar.persample.memory import format_memory, parse_memory
 from gradvar.study import decompose
@@ -42,8 +42,8 @@ def test_units_are_powers_of_1024(number, unit):
 @pytest.fixture
 def used(monkeypatch):
     """Pretend that the process holds 1 GiB and gains from batches, so that the budget alone decides the chunks."""
-    monkeypatch.setattr(gradvar.measure, "_CELLS_CPU", 64)
-    monkeypatch.setattr(gradvar.measure, "used_memory", lambda device: 2**30)
+    monkeypatch.setattr(gradvar.runner, "_CELLS_CPU", 64)
+    monkeypatch.setattr(gradvar.runner, "used_memory", lambda device: 2**30)
 
 
 def study(beside, chunks=None, groups=1):

@@ -127,6 +127,23 @@ class MomentAccumulator:
         self.squares = torch.zeros(data, len(layout.counts), dtype=torch.float64, device=device)
         self.cell_norm2 = torch.zeros(data, layout.cells, dtype=torch.float64, device=device)
 
+    @classmethod
+    def from_tables(cls, layout: Layout, sums: Tensor, squares: Tensor, cell_norm2: Tensor) -> MomentAccumulator:
+        """Make an accumulator of tables that another one has filled.
+
+        Args:
+            layout: Of all data in the tables.
+            sums: ``[groups, rows, columns]``.
+            squares: ``[data, levels]``.
+            cell_norm2: ``[data, cells]``.
+
+        Returns:
+            The accumulator.
+        """
+        made = cls.__new__(cls)
+        made.layout, made.sums, made.squares, made.cell_norm2 = layout, sums, squares, cell_norm2
+        return made
+
     def open(self, first: int, count: int) -> Join:
         """Begin to add consecutive data of one group; every row must be added before it is closed.
 
@@ -165,12 +182,29 @@ class MomentAccumulator:
         a, b = self.layout, other.layout
         if a.draws != b.draws or self.sums.shape[1:] != other.sums.shape[1:]:
             raise ValueError(f"studies that cannot be joined: {a} and {b}")
-        joined = object.__new__(MomentAccumulator)
-        joined.layout = Layout((a.counts[0] + b.counts[0], *a.draws), a.group_sizes + b.group_sizes)
-        joined.sums = torch.cat([self.sums, other.sums])
-        joined.squares = torch.cat([self.squares, other.squares])
-        joined.cell_norm2 = torch.cat([self.cell_norm2, other.cell_norm2])
-        return joined
+        return MomentAccumulator.from_tables(
+            Layout((a.counts[0] + b.counts[0], *a.draws), a.group_sizes + b.group_sizes),
+            torch.cat([self.sums, other.sums]),
+            torch.cat([self.squares, other.squares]),
+            torch.cat([self.cell_norm2, other.cell_norm2]),
+        )
+
+    def with_fewer_groups(self) -> MomentAccumulator:
+        """Make one group of every two, which halves the memory; an odd last one stays by itself."""
+        sizes = self.layout.group_sizes
+        pairs = [slice(first, min(first + 2, len(sizes))) for first in range(0, len(sizes), 2)]
+        squares = self.squares.clone()
+        for pair in pairs:
+            if pair.stop - pair.start == 2:
+                a, b = sizes[pair]
+                gap = _squares((self.sums[pair.start] / a - self.sums[pair.start + 1] / b).flatten())
+                squares[self.layout.group_starts[pair.start + 1], 0] = a * b / (a + b) * gap
+        return MomentAccumulator.from_tables(
+            Layout(self.layout.counts, tuple(sum(sizes[pair]) for pair in pairs)),
+            torch.stack([self.sums[pair].sum(dim=0) for pair in pairs]),
+            squares,
+            self.cell_norm2,
+        )
 
     def finish(self) -> Moments:
         """Return the tables, once every datum has been added."""

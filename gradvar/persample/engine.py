@@ -6,7 +6,6 @@ from typing import Protocol
 from torch import Tensor
 
 from gradvar.decomposition.moments import MomentAccumulator
-from gradvar.persample.parameters import Target
 
 Batch = Mapping[str, Tensor]
 Losses = Callable[[Batch], Tensor]
@@ -16,10 +15,6 @@ class Engine(Protocol):
     """Computes every cell's gradient, and keeps only its moments."""
 
     name: str
-
-    def covers(self, target: Target) -> bool:
-        """Whether this engine gives the parameter's gradient."""
-        ...
 
     def bytes_per_datum(self, cells: int) -> int:
         """Bytes that the gradients of one datum's cells take, beside what autograd keeps."""
@@ -40,6 +35,6 @@ class Engine(Protocol):
             ``[cells]`` losses, detached.
 
         Raises:
-            GradvarError: If a module's output has no cells in front.
+            EngineError: If this engine cannot measure the model.
         """
         ...

@@ -7,79 +7,55 @@ cells of one datum, turned into moments while they are in cache, and forgotten.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from gradvar.decomposition.moments import MomentAccumulator
-from gradvar.errors import GradvarError
+from gradvar.errors import EngineError
 from gradvar.persample.engine import Batch, Losses
+from gradvar.persample.functional import tensors_of, uses_of_its_children, vjp_rule, with_tensors
 from gradvar.persample.memory import keep_freed_memory
 from gradvar.persample.parameters import Target
-from gradvar.persample.rules import Fill, Rule, embedding_weight, rules_of
+from gradvar.persample.rules import Call, Fill, Rule, embedding_weight, rules_of
 
 # Elements of a block: the cells of a few rows, small enough to stay in the caches of two cores.
 _BLOCK_CPU = 1 << 20
 _BLOCK_GPU = 1 << 26
 
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a module, for one of its parameters.
-
-    Attributes:
-        module: The module.
-        rule: The rule of the parameter.
-        x: ``[cells, ...]`` the module's input.
-        dy: ``[cells, ..., outputs]`` the gradient of the summed loss at its output.
-    """
-
-    module: nn.Module
-    rule: Rule
-    x: Tensor
-    dy: Tensor
+Site = tuple[nn.Module, dict[int, Rule]]
+"""A module to watch, and the rules of those of its parameters that are studied, by ``id(parameter)``."""
 
 
 class OnePass:
     """Exact per-cell gradient moments at about the cost of an ordinary forward and backward.
 
-    Covers Linear, LayerNorm and Embedding, biases, and parameters shared between them or used many times.
+    Linear, Embedding, LayerNorm, RMSNorm, Conv1d and Conv2d have rules of their own, shared parameters and
+    modules called many times included. Any other module with parameters runs once more for each cell, by
+    `torch.func`. Needs the cells, or 1, in front of every such module's output.
 
     Args:
-        model: The model, in evaluation mode.
+        model: The model.
         targets: The parameters to study.
+        unreached: Names of targets that the loss does not reach: no module runs again for them.
     """
 
     name = "onepass"
 
-    def __init__(self, model: nn.Module, targets: list[Target]) -> None:
+    def __init__(self, model: nn.Module, targets: list[Target], unreached: Set[str] = frozenset()) -> None:
         keep_freed_memory()
         self.model = model
-        wanted = {id(target.parameter) for target in targets}
-        self._sites: list[tuple[nn.Module, dict[int, Rule]]] = []
-        for module in model.modules():
-            rules = {
-                id(parameter): rule
-                for name, rule in rules_of(module).items()
-                if (parameter := getattr(module, name, None)) is not None and id(parameter) in wanted
-            }
-            if rules:
-                self._sites.append((module, rules))
+        self._sites, self._again = _sites_of(model, targets, unreached)
         self._scratch: Tensor | None = None
-        self._covered = {key for _, rules in self._sites for key in rules}
-
-    def covers(self, target: Target) -> bool:
-        """Whether some rule gives this parameter's gradient."""
-        return id(target.parameter) in self._covered
 
     def bytes_per_datum(self, cells: int) -> int:
-        """Bytes of the gradients of one datum: a block of fixed size, so none that grow."""
-        return 0
+        """Bytes of the gradients of one datum: blocks of fixed size, but for the modules that run again."""
+        return max((2 * cells * p.numel() * p.element_size() for p in self._again), default=0)
 
     def accumulate(
         self, losses: Losses, batch: Batch, accumulators: Mapping[int, MomentAccumulator], first: int
@@ -88,13 +64,21 @@ class OnePass:
         cells = len(next(iter(batch.values())))
         capture = _Capture(self._sites, cells, lambda key, calls: self._reduce(calls, accumulators[key], first))
         with _frozen(self.model), capture.hooks(), torch.enable_grad():
-            values = losses(batch)
+            try:
+                values = losses(batch)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                if "memory" in str(error):
+                    raise
+                said = str(error).splitlines()[0]
+                raise EngineError(f"the model fails when it is watched ({said}); use --engine reference") from error
             if values.requires_grad:
                 values.sum().backward()
             capture.flush()
         return values.detach()
 
-    def _reduce(self, calls: list[Call], accumulator: MomentAccumulator, first: int) -> None:
+    def _reduce(self, calls: list[tuple[Rule, Call]], accumulator: MomentAccumulator, first: int) -> None:
         """Turn the calls of one parameter into moments, a block of data and rows at a time.
 
         An embedding reaches few rows of a large table. Where nothing else reaches it, only those rows are
@@ -104,13 +88,13 @@ class OnePass:
         layout = accumulator.layout
         per = layout.cells
         rows, columns = accumulator.sums.shape[1:]
-        like = calls[0].dy
+        like = next(dy for dy in calls[0][1].dys if dy is not None)
         data = len(like) // per
         block = _BLOCK_CPU if like.device.type == "cpu" else _BLOCK_GPU
         large = per * rows * columns > block
-        gathers = [call for call in calls if call.rule is embedding_weight]
-        dense = [call.rule(call.module, call.x, call.dy) for call in calls if call.rule is not embedding_weight]
-        fills = dense + [call.rule(call.module, call.x, call.dy) for call in gathers]
+        gathers = [call for rule, call in calls if rule is embedding_weight]
+        dense = [rule(call) for rule, call in calls if rule is not embedding_weight]
+        fills = dense + [embedding_weight(call) for call in gathers]
         at_once = 1 if large else max(1, min(data, block // (per * rows * columns)))
         step = max(1, min(rows, block // (at_once * per * columns)))
         join = accumulator.open(first, data)
@@ -151,59 +135,120 @@ def _fill(fills: list[Fill], cells: slice, rows: slice | Tensor, out: Tensor) ->
         fill(cells, rows, out, index == 0)
 
 
+def _sites_of(model: nn.Module, targets: list[Target], unreached: Set[str]) -> tuple[list[Site], list[nn.Parameter]]:
+    """Find the modules to watch, and the parameters for whose sake a module runs again.
+
+    A parameter that some module's rule covers is left to the rules: heads often own a second name of a
+    decoder's bias.
+    """
+    wanted = {id(target.parameter): target for target in targets}
+    sites: list[Site] = []
+    covered: set[int] = set()
+    inside: set[nn.Module] = set()  # of modules that do not call their children
+    for module in model.modules():
+        if uses_of_its_children(module):
+            inside.update(child for child in module.modules() if child is not module)
+    for module in model.modules():
+        if module in inside:
+            continue
+        named = ((rule, getattr(module, name, None)) for name, rule in rules_of(module).items())
+        rules = {id(p): rule for rule, p in named if p is not None and id(p) in wanted}
+        covered.update(rules)
+        if rules:
+            sites.append((module, rules))
+    again = []
+    for module in model.modules():
+        if module in inside:
+            continue
+        rules = {}
+        for name, parameter in module.named_parameters(recurse=uses_of_its_children(module)):
+            target = wanted.get(id(parameter))
+            if target is not None and id(parameter) not in covered and target.name not in unreached:
+                rules[id(parameter)] = vjp_rule(name)
+                again.append(parameter)
+        if rules:
+            sites.append((module, rules))
+    return sites, again
+
+
 class _Capture:
     """Collects the calls of every parameter, and hands them over once the last output gradient is there."""
 
-    def __init__(
-        self, sites: list[tuple[nn.Module, dict[int, Rule]]], cells: int, ready: Callable[[int, list[Call]], None]
-    ) -> None:
+    def __init__(self, sites: list[Site], cells: int, ready: Callable[[int, list[tuple[Rule, Call]]], None]) -> None:
         self._sites, self._cells, self._ready = sites, cells, ready
         self._pending: dict[int, int] = defaultdict(int)
-        self._calls: dict[int, list[Call]] = defaultdict(list)
+        self._calls: dict[int, list[tuple[Rule, Call]]] = defaultdict(list)
+        self._busy = False  # a rule that runs its module again must not be watched while it does
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
         handles = []
         try:
             for module, rules in self._sites:
-                handles.append(module.register_forward_hook(self._on_output(rules)))
+                handles.append(module.register_forward_hook(self._on_output(rules), with_kwargs=True))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _on_output(self, rules: dict[int, Rule]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            x = args[0].detach()
-            if len(output) != self._cells:
-                if len(output) != 1 or len(x) != 1:
-                    raise GradvarError(
-                        f"{type(module).__name__} returned shape {tuple(output.shape)}, which has not the "
-                        f"{self._cells} cells in front; use --engine reference"
+    def _on_output(self, rules: dict[int, Rule]) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            if self._busy:
+                return output
+            tensors, rest, places = tensors_of(output)
+            args, kwargs = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, (args, kwargs))
+            x = args[0] if args else next(iter(kwargs.values()), None)
+            watched = [i for i, y in enumerate(tensors) if _leading(y) == self._cells]
+            if not watched:
+                if {_leading(y) for y in tensors} != {1} or not isinstance(x, Tensor) or _leading(x) != 1:
+                    shape = tuple(tensors[0].shape) if tensors else ()
+                    raise EngineError(
+                        f"{type(module).__name__} returned shape {shape}, which has not the {self._cells} cells in "
+                        "front; use --engine reference"
                     )
                 x = x.expand(self._cells, *x.shape[1:])
-                output = output.expand(self._cells, *output.shape[1:])
-            if not output.requires_grad:
-                output = output.detach().requires_grad_()
+                args, kwargs = ((x, *args[1:]), kwargs) if args else ((), {**kwargs, next(iter(kwargs)): x})
+                tensors = [y.expand(self._cells, *y.shape[1:]) for y in tensors]
+                watched = list(range(len(tensors)))
+            for index in watched:
+                if not tensors[index].requires_grad:
+                    tensors[index] = tensors[index].detach().requires_grad_()
+            call = Call(module, x, args, kwargs, [None] * len(tensors))
             for key in rules:
-                self._pending[key] += 1
-
-            def arrived(dy: Tensor) -> None:
-                for key, rule in rules.items():
-                    self._calls[key].append(Call(module, rule, x, dy))
-                    self._pending[key] -= 1
-                    if not self._pending[key]:
-                        self._ready(key, self._calls.pop(key))
-
-            output.register_hook(arrived)
-            return output
+                self._pending[key] += len(watched)
+            for index in watched:
+                tensors[index].register_hook(self._arrival(rules, call, index))
+            return with_tensors(tensors, rest, places)
 
         return hook
+
+    def _arrival(self, rules: dict[int, Rule], call: Call, index: int) -> Callable[[Tensor], None]:
+        def arrived(dy: Tensor) -> None:
+            first = not any(known is not None for known in call.dys)
+            call.dys[index] = dy
+            for key, rule in rules.items():
+                if first:
+                    self._calls[key].append((rule, call))
+                self._pending[key] -= 1
+                if not self._pending[key]:
+                    self._hand_over(key)
+
+        return arrived
+
+    def _hand_over(self, key: int) -> None:
+        self._busy = True
+        self._ready(key, self._calls.pop(key))
+        self._busy = False
 
     def flush(self) -> None:
         """Hand over the parameters some of whose outputs the loss never reached."""
         for key in list(self._calls):
-            self._ready(key, self._calls.pop(key))
+            self._hand_over(key)
+
+
+def _leading(x: Any) -> int:
+    """Size of the first dimension; 0 if there is none."""
+    return len(x) if isinstance(x, Tensor) and x.ndim else 0
 
 
 @contextmanager

@@ -1,30 +1,63 @@
 """What a module's parameter gradient is, cell by cell: one short function for each kind of parameter.
 
-A rule sees one call of a module: its input ``x`` and the gradient ``dy`` at its output, both with the cells
-in front. It returns a function that fills in any rows of any cells. Index legend: c cells, t positions (all
-dimensions between the first and the last), o outputs, i inputs, v vocabulary rows.
+A rule sees one call of a module: its inputs and the gradient at its output, both with the cells in front. It
+returns a function that fills in any rows of any cells. Index legend: c cells, t positions (all dimensions
+between the first and the last), o outputs, i inputs, v vocabulary rows.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain
+from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradvar.errors import GradvarError
+from gradvar.errors import EngineError
 
 Fill = Callable[[slice, slice | Tensor, Tensor, bool], None]
 """``fill(cells, rows, out, fresh)`` writes (``fresh``) or adds the gradient of some cells and rows to ``out``
 ``[c, rows, columns]``. The parameter is seen as a matrix ``[rows, columns]``, a vector as one row. Rows come
 as a slice or as sorted indices; an embedding's indices hold all rows that occur in these cells."""
 
-Rule = Callable[[nn.Module, Tensor, Tensor], Fill]
+
+@dataclass(eq=False)
+class Call:
+    """One call of a module.
+
+    Attributes:
+        module: The module.
+        x: ``[cells, ...]`` its first input.
+        args: All its positional inputs, detached.
+        kwargs: All its named inputs, detached.
+        dys: Gradients of the summed loss at the tensors of its output, in their order; None where none came.
+    """
+
+    module: nn.Module
+    x: Any
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    dys: list[Tensor | None] = field(default_factory=list)
+
+    @property
+    def dy(self) -> Tensor:
+        """Gradient at the output of a module that returns one tensor, ``[cells, ..., outputs]``."""
+        dy = self.dys[0]
+        assert dy is not None
+        return dy
 
 
-def linear_weight(module: nn.Module, x: Tensor, dy: Tensor) -> Fill:
+Rule = Callable[[Call], Fill]
+
+
+def linear_weight(call: Call) -> Fill:
     """Linear: ``dW[o, i] = sum_t dy[t, o] x[t, i]``."""
-    x, dy = _flat(x), _flat(dy).transpose(1, 2)
+    x, dy = _flat(call.x), _flat(call.dy).transpose(1, 2)
 
     def fill(cells: slice, rows: slice | Tensor, out: Tensor, fresh: bool) -> None:
         torch.baddbmm(out, dy[cells, rows], x[cells], beta=0 if fresh else 1, out=out)
@@ -32,37 +65,59 @@ def linear_weight(module: nn.Module, x: Tensor, dy: Tensor) -> Fill:
     return fill
 
 
-def bias(module: nn.Module, x: Tensor, dy: Tensor) -> Fill:
-    """Bias: ``db[o] = sum_t dy[t, o]``."""
-    return _one_row(_flat(dy).sum(1, keepdim=True))
+def bias(call: Call) -> Fill:
+    """Bias of a Linear or a norm: ``db[o] = sum_t dy[t, o]``."""
+    return _over_positions(call, call.dy)
 
 
-def layer_norm_weight(module: nn.Module, x: Tensor, dy: Tensor) -> Fill:
+def layer_norm_weight(call: Call) -> Fill:
     """LayerNorm: ``dw[o] = sum_t dy[t, o] n[t, o]`` with ``n`` the normalised input."""
+    module = call.module
     assert isinstance(module, nn.LayerNorm)
-    normalised = F.layer_norm(x, module.normalized_shape, eps=module.eps)
-    return _one_row(_flat(normalised * dy).sum(1, keepdim=True))
+    return _over_positions(call, F.layer_norm(call.x, module.normalized_shape, eps=module.eps) * call.dy)
 
 
-def _flat(x: Tensor) -> Tensor:
-    """See ``[c, ..., last]`` as ``[c, t, last]``."""
-    return x.reshape(len(x), -1, x.shape[-1])
+def rms_norm_weight(call: Call) -> Fill:
+    """RMSNorm: ``dw[o] = sum_t dy[t, o] n[t, o]`` with ``n`` the input over its root mean square."""
+    module = call.module
+    assert isinstance(module, nn.RMSNorm)
+    return _over_positions(call, F.rms_norm(call.x, module.normalized_shape, eps=module.eps) * call.dy)
 
 
-def _one_row(gradient: Tensor) -> Fill:
-    """Fill from explicit gradients ``[c, 1, columns]``."""
+def conv_weight(call: Call) -> Fill:
+    """Convolution: ``dW[o, i, k] = sum_t dy[o, t] x[i, stride t + dilation k]``, within each group of channels."""
+    module, x, dy = call.module, call.x, call.dy
+    assert isinstance(module, (nn.Conv1d, nn.Conv2d))
+    kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
+    if isinstance(module.padding, str):
+        reach = [d * (k - 1) if module.padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+        around = [(total // 2, total - total // 2) for total in reach]
+    else:
+        around = [(p, p) for p in module.padding]
+    sides = list(chain.from_iterable(reversed(around)))  # the last dimension first, as F.pad wants it
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    line = (1,) * (2 - len(kernel))  # a Conv1d is a Conv2d over images of one line
 
-    def fill(cells: slice, rows: slice | Tensor, out: Tensor, fresh: bool) -> None:
-        if fresh:
-            out.copy_(gradient[cells])
-        else:
-            out.add_(gradient[cells])
+    def gradient(cells: slice) -> Tensor:
+        padded = F.pad(x[cells], sides, mode=mode)
+        image = padded.unflatten(2, (*line, -1)) if line else padded
+        patches = F.unfold(image, (*line, *kernel), (*line, *dilation), 0, (*line, *stride))
+        by_group = patches.unflatten(1, (module.groups, -1))
+        outer = dy[cells].flatten(2).unflatten(1, (module.groups, -1))
+        return torch.matmul(outer, by_group.transpose(2, 3)).flatten(1, 2)
 
-    return fill
+    return explicit(gradient)
 
 
-def embedding_weight(module: nn.Module, x: Tensor, dy: Tensor) -> Fill:
+def conv_bias(call: Call) -> Fill:
+    """Bias of a convolution: ``db[o] = sum_t dy[o, t]``."""
+    found = call.dy.flatten(2).sum(2).unsqueeze(1)
+    return explicit(lambda cells: found[cells])
+
+
+def embedding_weight(call: Call) -> Fill:
     """Embedding: ``dE[v] = sum_{t: x[t] = v} dy[t]``, the padding row excepted."""
+    module, x, dy = call.module, call.x, call.dy
     assert isinstance(module, nn.Embedding)
     positions = x[0].numel()
     ids, order = x.flatten().sort()
@@ -90,6 +145,33 @@ def embedding_weight(module: nn.Module, x: Tensor, dy: Tensor) -> Fill:
     return fill
 
 
+def _flat(x: Tensor) -> Tensor:
+    """See ``[c, ..., last]`` as ``[c, t, last]``."""
+    return x.reshape(len(x), -1, x.shape[-1])
+
+
+def _over_positions(call: Call, products: Tensor) -> Fill:
+    """Fill with sums over all positions; the parameter has the shape of the last dimensions."""
+    shape = getattr(call.module, "normalized_shape", products.shape[-1:])
+    rows = shape[0] if len(shape) > 1 else 1
+    found = products.reshape(len(products), -1, prod(shape)).sum(1).view(len(products), rows, -1)
+    return explicit(lambda cells: found[cells])
+
+
+def explicit(gradient: Callable[[slice], Tensor]) -> Fill:
+    """Fill from a function that gives the whole gradient ``[c, rows, columns]`` of some cells."""
+    last = lru_cache(maxsize=1)(lambda first, stop: gradient(slice(first, stop)))
+
+    def fill(cells: slice, rows: slice | Tensor, out: Tensor, fresh: bool) -> None:
+        found = last(cells.start, cells.stop)[:, rows]
+        if fresh:
+            out.copy_(found)
+        else:
+            out.add_(found)
+
+    return fill
+
+
 def rules_of(module: nn.Module) -> dict[str, Rule]:
     """Look up the rules of a module's own parameters.
 
@@ -100,19 +182,19 @@ def rules_of(module: nn.Module) -> dict[str, Rule]:
         Rule by local parameter name; empty where this kind of module has none.
 
     Raises:
-        GradvarError: If the module is of a known kind with an option that its rule does not cover.
+        EngineError: If no cell of this module has a gradient of its own.
     """
     if isinstance(module, nn.Linear):
         return {"weight": linear_weight, "bias": bias}
     if isinstance(module, nn.LayerNorm):
-        if len(module.normalized_shape) != 1:
-            raise GradvarError(
-                f"LayerNorm over {len(module.normalized_shape)} dimensions is not covered; use --engine reference"
-            )
         return {"weight": layer_norm_weight, "bias": bias}
+    if isinstance(module, nn.RMSNorm):
+        return {"weight": rms_norm_weight}
+    if isinstance(module, (nn.Conv1d, nn.Conv2d)) and not isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        return {"weight": conv_weight, "bias": conv_bias}
     if isinstance(module, nn.Embedding):
         if module.max_norm is not None or module.scale_grad_by_freq:
-            raise GradvarError(
+            raise EngineError(
                 "Embedding with max_norm or scale_grad_by_freq has no per-sample gradient: it mixes cells"
             )
         return {"weight": embedding_weight}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gradvar.decomposition.allocation import Advice, batch_variance
 from gradvar.decomposition.components import Components
 from gradvar.decomposition.estimate import Estimate
+from gradvar.objective import unit_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,7 +125,7 @@ class Decomposition:
     @property
     def unit(self) -> str:
         """What one draw of the outermost level is called."""
-        return "sentence" if self.levels[0] == "data" else f"{self.levels[0]} draw"
+        return unit_of(self.levels)
 
     def plot(self, kind: str = "layers") -> Figure:
         """Draw a matplotlib figure.

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 from gradvar.errors import GradvarError
@@ -70,19 +71,59 @@ class Unreached(nn.Module):
         return self.inner(x)
 
 
-def test_reached_but_uncovered_parameter_is_named():
-    with pytest.raises(GradvarError, match=r"'scale' but no rule covers it; use --engine reference"):
-        measure(Toy(Bare()), (6, 3), 2)
+class Mixed(nn.Module):
+    """Every cell sees the mean of all: no cell has a gradient of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.inner(x) - self.inner(x).mean(0)
 
 
-def test_the_reference_engine_covers_it():
-    assert set(measure(Toy(Bare()), (6, 3), 2, engine="reference").moments) == {"inner.weight", "inner.bias", "scale"}
+class Places(nn.Module):
+    """Position embeddings without a dimension for the cells, of which there are as many as positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+        self.places = nn.Embedding(6, 2)
+
+    def forward(self, x):
+        at = self.places(torch.arange(6))
+        return self.inner(x + at.tanh().sum(0) + (at * at.roll(1, 0)).sum(0))
 
 
-@pytest.mark.parametrize("model", [Functional, Random])
+def test_bare_parameters_are_covered():
+    measured = measure(Toy(Bare()), (6, 3), 2, engine="onepass")
+    assert set(measured.moments) == {"inner.weight", "inner.bias", "scale"}
+    assert measured.engine == "onepass"
+
+
+@pytest.mark.parametrize("model", [Functional, Places])
 def test_what_the_hooks_cannot_see_is_noticed(model):
-    with pytest.raises(GradvarError, match=r"'inner\.(weight|bias)'"):
-        measure(Toy(model()), (6, 3), 2)
+    """`Places`: the sum over the cells is right, each cell's gradient is not."""
+    with pytest.raises(GradvarError, match=r"parameter '(inner.weight|places.weight)': .*; use --engine reference"):
+        measure(Toy(model()), (6, 3), 2, engine="onepass")
+
+
+@pytest.mark.parametrize("model", [Functional, Places])
+def test_and_measured_by_the_reference_engine_with_a_notice(model):
+    measured = measure(Toy(model()), (6, 3), 2)
+    assert measured.engine == "reference"
+    assert measured.notices[0].startswith("the slow reference engine was used, as the one-pass engine cannot")
+
+
+def test_cells_that_mix_are_refused_by_every_engine():
+    for engine in ("auto", "onepass", "reference"):
+        with pytest.raises(GradvarError, match="mix cells"):
+            measure(Toy(Mixed()), (6, 3), 2, engine=engine)
+
+
+def test_a_random_model_is_refused():
+    with pytest.raises(GradvarError, match=r"the model is random: .* make that randomness a level"):
+        measure(Toy(Random()), (6, 3), 2)
 
 
 def test_unreached_parameters_are_zero_with_a_notice():
@@ -114,3 +155,22 @@ def test_parameters_are_selected_by_regular_expression():
         select(Unreached(), "nothing")
     with pytest.raises(GradvarError, match="not a regular expression"):
         select(Unreached(), "(")
+
+
+class Checkpointed(Bare):
+    """Reentrant checkpointing of a part, or of all of the model."""
+
+    def __init__(self, everything):
+        super().__init__()
+        self.first = nn.Linear(2, 2)
+        self.everything = everything
+
+    def forward(self, x):
+        x = x.requires_grad_() if self.everything else self.first(x)
+        return torch.utils.checkpoint.checkpoint(super().forward, x, use_reentrant=True)
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_reentrant_checkpointing_is_refused_by_name(everything):
+    with pytest.raises(GradvarError, match="reentrant gradient checkpointing"):
+        measure(Toy(Checkpointed(everything)), (6, 3), 2)
