@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gradvar.report.result import Decomposition, Layer
     from gradvar.report.writer import write_report
     from gradvar.study import decompose
+    from gradvar.verify import EngineCheck, check_engine
 
 # Public names are imported when first used, so that `gradvar --help` need not import torch.
 _HOMES = {
@@ -26,12 +27,14 @@ _HOMES = {
     "DEMO_CHECKPOINT": "gradvar.demo",
     "DEMO_TEXT": "gradvar.demo",
     "Decomposition": "gradvar.report.result",
+    "EngineCheck": "gradvar.verify",
     "Estimate": "gradvar.decomposition.estimate",
     "GradvarError": "gradvar.errors",
     "Layer": "gradvar.report.result",
     "MaskedLM": "gradvar.huggingface.masked_lm",
     "Objective": "gradvar.objective",
     "Replacement": "gradvar.masking.corruption",
+    "check_engine": "gradvar.verify",
     "decompose": "gradvar.study",
     "load_corpus": "gradvar.huggingface.corpus",
     "write_report": "gradvar.report.writer",
@@ -42,12 +45,14 @@ __all__ = [
     "DEMO_TEXT",
     "Corpus",
     "Decomposition",
+    "EngineCheck",
     "Estimate",
     "GradvarError",
     "Layer",
     "MaskedLM",
     "Objective",
     "Replacement",
+    "check_engine",
     "decompose",
     "load_corpus",
     "write_report",

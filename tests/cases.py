@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast, ModernBertConfig, ModernBertForMaskedLM
+from transformers import AutoConfig, AutoModelForMaskedLM, BertTokenizerFast, PreTrainedConfig
 
 from gradvar.huggingface.corpus import Corpus
 from gradvar.huggingface.masked_lm import MaskedLM
@@ -21,28 +21,42 @@ def tokenizer(words: int = 55) -> BertTokenizerFast:
     return BertTokenizerFast(vocab=vocabulary, do_lower_case=True, model_max_length=512)
 
 
+ARCHITECTURES = ("bert", "modernbert", "roberta", "distilbert", "albert", "electra", "deberta-v2")
+# DeBERTa's relative positions have no dimension for the cells.
+ONE_PASS = tuple(kind for kind in ARCHITECTURES if kind != "deberta-v2")
+
+
+def config(kind: str, vocabulary: int, width: int, tied: bool, attention: str) -> PreTrainedConfig:
+    """A two-layer configuration; RoBERTa's family counts positions from the padding's on."""
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "hidden_size": width}
+    special: dict[str, object] = {}
+    if kind == "distilbert":
+        sizes = {"n_layers": 2, "n_heads": 2, "hidden_dim": 24, "dim": width}
+    elif kind == "modernbert":
+        # Windows of 4 on each side: narrower than a sentence, and every padded position still sees a token
+        # (transformers' eager attention gives NaN for a position whose window is all padding).
+        ids = {"cls_token_id": CLS, "sep_token_id": SEP, "bos_token_id": CLS, "eos_token_id": SEP}
+        special = {**ids, "local_attention": 8}
+    elif kind in ("albert", "electra"):
+        special = {"embedding_size": width // 2}
+    elif kind == "deberta-v2":
+        special = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8}
+    return AutoConfig.for_model(
+        kind,
+        vocab_size=vocabulary,
+        max_position_embeddings=32,
+        pad_token_id=PAD,
+        tie_word_embeddings=tied,
+        attn_implementation="eager" if kind == "deberta-v2" else attention,
+        **sizes,
+        **special,
+    )
+
+
 def model(kind: str, vocabulary: int = 60, tied: bool = True, attention: str = "sdpa", width: int = 16) -> nn.Module:
     """A two-layer float64 masked LM whose every parameter, biases and norms included, is random."""
     torch.manual_seed(1)
-    options = {
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 32,
-        "pad_token_id": PAD,
-        "tie_word_embeddings": tied,
-        "attn_implementation": attention,
-    }
-    if kind == "bert":
-        built = BertForMaskedLM(BertConfig(**options))
-    else:
-        special = {"cls_token_id": CLS, "sep_token_id": SEP, "bos_token_id": CLS, "eos_token_id": SEP}
-        # Windows of 4 on each side: narrower than a sentence, and every padded position still sees a token
-        # (transformers' eager attention gives NaN for a position whose window is all padding).
-        built = ModernBertForMaskedLM(ModernBertConfig(**options, **special, local_attention=8))
-    built = built.double().eval()
+    built = AutoModelForMaskedLM.from_config(config(kind, vocabulary, width, tied, attention)).double().eval()
     with torch.no_grad():
         for parameter in built.parameters():
             parameter += 0.2 * torch.randn_like(parameter)

@@ -17,7 +17,6 @@ from torch import nn
 
 from gradvar.errors import GradvarError
 
-SUPPORTED = ("bert", "modernbert")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _TOKENIZERS = (
@@ -100,7 +99,21 @@ def load_checkpoint(
             f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model {vocabulary}; they do not match"
         )
     model = model.to(where).eval()
-    return Checkpoint(model, tokenizer, _digest(weights), int(model.config.max_position_embeddings))
+    return Checkpoint(model, tokenizer, _digest(weights), _longest(model, tokenizer))
+
+
+def _longest(model: nn.Module, tokenizer: Any) -> int:
+    """Longest sequence that a model takes, by its tokenizer and its position embeddings.
+
+    Models that keep a padding row among their position embeddings (RoBERTa's family) count positions from the
+    row after it, and have that many fewer.
+    """
+    config: Any = model.config
+    longest = [int(tokenizer.model_max_length), int(getattr(config, "max_position_embeddings", 0) or 2**31)]
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings") and module.padding_idx is not None:
+            longest.append(module.num_embeddings - module.padding_idx - 1)
+    return min(longest)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -151,9 +164,13 @@ def _check_config(folder: Path) -> None:
         ) from error
     if config.get("is_decoder") or any("CausalLM" in a or "LMHead" in a for a in architectures) or _is_causal(kind):
         raise GradvarError(f"{folder} is a causal LM ({', '.join(architectures) or kind}); gradvar needs a masked LM")
-    if kind not in SUPPORTED:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    if kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise GradvarError(f"{folder} is of architecture '{kind}', which transformers knows no masked LM of")
+    if config.get("is_encoder_decoder") or "ConditionalGeneration" in MODEL_FOR_MASKED_LM_MAPPING_NAMES[kind]:
         raise GradvarError(
-            f"{folder} is of architecture '{kind}', which is not supported yet; use {' or '.join(SUPPORTED)}"
+            f"{folder} is an encoder-decoder ('{kind}'), which predicts the next token; give a masked LM"
         )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gradvar.errors import GradvarError
 from gradvar.huggingface.checkpoint import load_checkpoint
 from gradvar.huggingface.corpus import Corpus, load_corpus
-from gradvar.huggingface.forward import logits_at
+from gradvar.huggingface.forward import heads_by_position, logits_at, prepared_masks
 from gradvar.masking.corruption import Replacement, corrupt
 from gradvar.masking.hashing import hash_key
 from gradvar.masking.uniform import target_count, uniform_subset
@@ -82,6 +82,8 @@ class MaskedLM:
                 f"sentence {int(np.argmax(maskable == 0))} of {corpus.source} holds only special tokens; "
                 "nothing in it can be masked"
             )
+        sample = torch.from_numpy(corpus.sequences[0].astype(np.int64)).unsqueeze(0)
+        self._gather_first = heads_by_position(model, sample.to(next(model.parameters()).device))
         self._counts = target_count(torch.from_numpy(maskable), mask_rate)
         mean = self._counts.double().mean()
         self._weights = self._counts / mean if weighting == "token" else torch.ones(len(corpus), dtype=torch.float64)
@@ -197,11 +199,28 @@ class MaskedLM:
         Returns:
             ``[cells]`` weighted mean cross-entropies, in nats.
         """
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
-        logits = logits_at(self.model, batch["target_positions"], **inputs)
+        inputs: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+        kinds = [name for name in batch if name.startswith("attention_mask.")]
+        if kinds:
+            inputs["attention_mask"] = {name.removeprefix("attention_mask."): batch[name] for name in kinds}
+        logits = logits_at(self.model, batch["target_positions"], self._gather_first, **inputs)
         targets = batch["target_ids"]
         nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
         return (nll * batch["target_weights"].to(nll.dtype)).sum(dim=1)
+
+    def for_vmap(self, batch: Batch) -> Batch:
+        """Turn a batch into one with the same losses that runs under `torch.func.vmap`.
+
+        Args:
+            batch: As :meth:`draw` returns it.
+
+        Returns:
+            The same, with the attention masks that the model would build in place of the padding.
+        """
+        if "attention_mask" not in batch:
+            return batch
+        rest = {name: tensor for name, tensor in batch.items() if name != "attention_mask"}
+        return rest | prepared_masks(self.model, batch["input_ids"], batch["attention_mask"])
 
     @property
     def seconds_per_datum(self) -> float:

@@ -10,8 +10,6 @@ from gradvar.errors import EngineError, GradvarError
 from gradvar.persample.engine import Batch, Losses
 from gradvar.persample.parameters import Target
 
-TOLERANCE = {torch.float64: 1e-7}
-DEFAULT_TOLERANCE = 1e-3
 _FLOOR = 1e-3  # of the whole gradient: smaller parameters' errors are relative to it
 
 
@@ -28,6 +26,11 @@ class CheckResult:
     zero: tuple[str, ...]
     worst: str
     error: float
+
+
+def tolerance_of(dtype: torch.dtype) -> float:
+    """Largest relative error of a gradient that rounding may explain."""
+    return 1e-7 if dtype == torch.float64 else 1e-3
 
 
 def autograd_gradients(losses: Losses, batch: Batch, model: nn.Module) -> dict[int, Tensor]:
@@ -109,7 +112,7 @@ def check_against_autograd(
     """
     together = autograd_gradients(losses, batch, model)
     alone = autograd_gradients(losses, {name: x[-1:] for name, x in batch.items()}, model)
-    tolerance = TOLERANCE.get(targets[0].parameter.dtype, DEFAULT_TOLERANCE)
+    tolerance = tolerance_of(targets[0].parameter.dtype)
     whole, whole_alone = _norm(together), _norm(alone)
     rounding = 4 * torch.finfo(whole.dtype).eps
     zero: list[str] = []

@@ -42,7 +42,7 @@ def compile_pattern(pattern: str | None) -> re.Pattern[str]:
 
 
 def select(model: nn.Module, pattern: str | None = None) -> list[Target]:
-    """List the trainable parameters whose name matches, each once.
+    """List the trainable parameters whose name matches, each once; those without an element are left out.
 
     Args:
         model: The model.
@@ -58,7 +58,7 @@ def select(model: nn.Module, pattern: str | None = None) -> list[Target]:
     names = defaultdict(list)
     found = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if parameter.requires_grad:
+        if parameter.requires_grad and parameter.numel():
             names[id(parameter)].append(name)
             found[id(parameter)] = parameter
     targets = [Target(tuple(names[key]), parameter) for key, parameter in found.items()]

@@ -149,11 +149,6 @@ def gpt2():
     )
 
 
-def roberta():
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-    return transformers.RobertaForMaskedLM(transformers.RobertaConfig(vocab_size=60, **sizes))
-
-
 def encoder(kind="bert"):
     build = transformers.BertModel if kind == "bert" else transformers.ModernBertModel
     torch.manual_seed(3)
@@ -192,10 +187,11 @@ BAD = {
     "decoder": (config(is_decoder=True), "is a causal LM"),
     "LM head": (config(architectures=["BertLMHeadModel"]), "is a causal LM (BertLMHeadModel)"),
     "other architecture": (
-        save(roberta),
-        "is of architecture 'roberta', which is not supported use bert or modernbert",
+        config(model_type="vit"),
+        "is of architecture 'vit', which transformers knows no masked LM of",
     ),
-    "unknown architecture": (config(model_type="eliza"), "is of architecture 'eliza', which is not supported"),
+    "unknown architecture": (config(model_type="eliza"), "is of architecture 'eliza', which transformers knows no"),
+    "encoder-decoder": (config(model_type="bart", architectures=None), "is an encoder-decoder ('bart')"),
     "no head": (save(encoder), "has no masked-LM head ('cls.predictions.bias' is missing); --allow-random-head"),
     "no tokenizer": (remove("tokenizer.json", "tokenizer_config.json"), "has no tokenizer; tokenizer.save_pretrained"),
     "broken tokenizer": (contents("tokenizer.json", "{"), "the tokenizer in does not load copy or save it again"),

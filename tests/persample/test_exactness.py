@@ -7,13 +7,20 @@ import pytest
 import torch
 
 from gradvar.decomposition.moments import MomentAccumulator, even_layout
+from gradvar.errors import EngineError
+from gradvar.measure import measure
 from gradvar.persample.onepass import OnePass
 from gradvar.persample.parameters import select
 from gradvar.persample.reference import Reference
 from tests import cases
 
 SENTENCES, MASKS = 4, 3
-MODELS = list(itertools.product(("bert", "modernbert"), (True, False), ("sdpa", "eager")))
+# Biases that an untied head owns beside its decoder's, and never uses.
+HEAD_BIASES = ("cls.predictions.bias", "lm_head.bias", "predictions.bias")
+MODELS = [
+    *itertools.product(("bert", "modernbert"), (True, False), ("sdpa", "eager")),
+    *((kind, tied, "sdpa") for kind in cases.ARCHITECTURES[2:] for tied in (True, False)),
+]
 
 
 def study(kind, tied, attention, padded, dtype=torch.float64):
@@ -51,6 +58,8 @@ def relative(error, gradient, whole):
 @pytest.mark.parametrize(("kind", "tied", "attention"), MODELS)
 @pytest.mark.parametrize("make", [OnePass, Reference, lambda m, t: Reference(m, t, loop=True)])
 def test_exact_per_cell_sentence_and_grand_mean(make, kind, tied, attention, padded):
+    if make is OnePass and kind not in cases.ONE_PASS:
+        pytest.skip("refused: see test_deberta_goes_by_the_reference_engine")
     objective, batch = study(kind, tied, attention, padded)
     targets = select(objective.model)
     explicit = loop(objective, batch, targets)
@@ -74,14 +83,52 @@ def test_exact_per_cell_sentence_and_grand_mean(make, kind, tied, attention, pad
         if g.norm() < 1e-12 * whole:
             zeros.append(target.name)
     # Adding a constant to all keys leaves attention as it is; an untied BERT head has a bias that it never uses.
-    expected = [n for n, _ in objective.model.named_parameters() if n.endswith("self.key.bias")]
-    if kind == "bert" and not tied:
-        expected.append("cls.predictions.bias")
+    keys = ("attention.self.key.bias", "attention.key.bias", "k_lin.bias", "pos_key_proj.bias")
+    expected = [n for n, _ in objective.model.named_parameters() if n.endswith(keys)]
+    if not tied:
+        expected += [n for n in HEAD_BIASES if n in dict(objective.model.named_parameters())]
     assert sorted(zeros) == sorted(expected)
 
 
+def test_deberta_goes_by_the_reference_engine():
+    """Its relative positions have no dimension for the cells, and its broadcast cannot be expanded."""
+    objective = cases.objective("deberta-v2", padded=True)
+    with pytest.raises(EngineError, match="use --engine reference"):
+        measure(objective, (4, 2), 2, engine="onepass")
+    measured = measure(objective, (4, 2), 2)
+    assert measured.engine == "reference"
+    assert "the slow reference engine was used" in measured.notices[0]
+
+
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+@pytest.mark.parametrize("kind", cases.ONE_PASS)
+def test_vmap_runs_with_the_masks_that_the_model_builds(kind, padded):
+    objective, batch = study(kind, True, "sdpa", padded)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            objective.losses(objective.for_vmap(batch)), objective.losses(batch), rtol=1e-12, atol=0
+        )
+    engine = Reference(objective.model, targets := select(objective.model), objective.for_vmap)
+    accumulate(engine, objective, batch, targets)
+    assert engine.by_vmap
+
+
+def test_masks_that_lose_the_sliding_window_are_noticed():
+    """A plain 4-D mask makes ModernBERT's windows see everything; the losses tell, and every cell runs by itself."""
+    objective, batch = study("modernbert", True, "sdpa", True)
+
+    def plain(batch):
+        full = objective.for_vmap(batch)
+        rest = {name: x for name, x in full.items() if not name.startswith("attention_mask")}
+        return rest | {"attention_mask": full["attention_mask.full_attention"]}
+
+    engine = Reference(objective.model, targets := select(objective.model), plain)
+    accumulate(engine, objective, batch, targets)
+    assert not engine.by_vmap
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("kind", cases.ONE_PASS)
 def test_float32_totals(kind, padded):
     """float32 keeps 24 bits; a sum over some thousand products may lose four decimal digits of its seven."""
     objective, batch = study(kind, True, "sdpa", padded)
@@ -95,7 +142,7 @@ def test_float32_totals(kind, padded):
     assert torch.allclose(sum(a.squares[:, 1] for a in single), within, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+@pytest.mark.parametrize("kind", cases.ONE_PASS)
 def test_chunks_and_blocks_change_nothing(kind, monkeypatch):
     objective, batch = study(kind, True, "sdpa", True)
     targets = select(objective.model)
