@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
-        status = _fail("out of memory; lower --memory, --masks, --groups or --max-length", 2)
+        status = _fail("out of memory; lower --memory, --masks or --max-length", 2)
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -73,7 +73,10 @@ def decompose(
     ] = None,
     sentences: Annotated[int, typer.Option(help="Sentences sampled from the data.")] = 64,
     masks: Annotated[int, typer.Option(help="Masks of each sentence, at least 2.")] = 8,
-    groups: Annotated[int, typer.Option(help="Groups of sentences, for the intervals of |mu|^2 and noise scale.")] = 8,
+    precision: Annotated[
+        float | None, typer.Option(help="Add sentences until half-widths are this part of a cell's variance.")
+    ] = None,
+    max_sentences: Annotated[int | None, typer.Option(help="Most sentences with --precision. [default: all]")] = None,
     mask_rate: Annotated[float, typer.Option(help="Share of the positions that are targets.")] = 0.15,
     max_length: Annotated[int, typer.Option(help="Tokens of a sentence, special tokens included.")] = 128,
     replacement: Annotated[str, typer.Option(help="Percent mask, random and kept tokens at targets.")] = "80,10,10",
@@ -103,7 +106,7 @@ def decompose(
 ) -> None:
     """Split the gradient variance of a masked LM into data and mask, layer by layer."""
     corruption = _replacement(replacement)
-    _check_numbers(sentences, masks, groups, mask_rate, max_length, seed)
+    _check_numbers(sentences, masks, mask_rate, max_length, seed)
     if save_cells and out is None:
         raise GradvarError("--save-cells needs --out, the folder to write to")
     if out is not None:
@@ -116,7 +119,7 @@ def decompose(
     from gradvar.persample.memory import parse_memory
 
     budget = None if memory is None else parse_memory(memory)
-    gradvar.study.check_request(engine, parameters, cost_sentence, cost_mask)
+    gradvar.study.check_request(engine, parameters, cost_sentence, cost_mask, precision, max_sentences, sentences)
     console = Console(stderr=True)
     with _status(console, "loading the checkpoint and the data"):
         objective = gradvar.MaskedLM.from_checkpoint(
@@ -136,7 +139,8 @@ def decompose(
             objective,
             sentences=sentences,
             masks=masks,
-            groups=groups,
+            precision=precision,
+            max_sentences=max_sentences,
             seed=seed,
             engine=engine,
             parameters=parameters,
@@ -162,14 +166,12 @@ def decompose(
         typer.echo(f"\nwrote {out}: {names}")
 
 
-def _check_numbers(sentences: int, masks: int, groups: int, mask_rate: float, max_length: int, seed: int) -> None:
+def _check_numbers(sentences: int, masks: int, mask_rate: float, max_length: int, seed: int) -> None:
     """Refuse impossible numbers before anything is loaded."""
     if sentences < 2:
         raise GradvarError(f"--sentences {sentences}: the data variance needs at least 2 sentences")
     if masks < 2:
         raise GradvarError(f"--masks {masks}: the mask variance is not identifiable with fewer than 2 masks a sentence")
-    if not 1 <= groups <= sentences:
-        raise GradvarError(f"--groups {groups} must be between 1 and --sentences {sentences}")
     if not 0 < mask_rate < 1:
         raise GradvarError(f"--mask-rate {mask_rate} is not between 0 and 1")
     if max_length < 1:

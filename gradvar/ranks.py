@@ -1,4 +1,4 @@
-"""Several processes on one study: each measures groups of its own, rank 0 joins them, all get the tables.
+"""Several processes on one study: each measures data of its own, rank 0 joins them, all get the tables.
 
 Without `torchrun` there is one rank, and nothing here costs anything.
 """
@@ -6,8 +6,10 @@ Without `torchrun` there is one rank, and nothing here costs anything.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -15,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gradvar.decomposition.moments import Layout, MomentAccumulator
+from gradvar.decomposition.moments import Tables
 from gradvar.errors import GradvarError
 from gradvar.runner import Portion
 
@@ -46,9 +48,13 @@ def started() -> Iterator[None]:
 
 
 def share_of(count: int) -> slice:
-    """Which of so many groups are this rank's: as even as can be, in the order of the ranks."""
-    edges = np.linspace(0, count, world() + 1).round().astype(int)
-    return slice(int(edges[rank()]), int(edges[rank() + 1]))
+    """Which of so many data are this rank's: as even as can be, in the order of the ranks."""
+    return _shares(count)[rank()]
+
+
+def _shares(count: int) -> list[slice]:
+    edges = np.linspace(0, count, world() + 1).round().astype(int).tolist()
+    return [slice(first, last) for first, last in pairwise(edges)]
 
 
 def together(work: Callable[[], T]) -> T:
@@ -87,47 +93,38 @@ def from_first(work: Callable[[], T]) -> T:
     return box[0]  # type: ignore[return-value]  # what rank 0 made
 
 
-def gather(portion: Portion, group_sizes: tuple[int, ...]) -> Portion | None:
+def gather(portion: Portion, count: int) -> Portion | None:
     """Put the ranks' portions together on rank 0, in the order of the ranks.
 
     Args:
-        portion: This rank's, of the groups that :func:`share_of` gave it.
-        group_sizes: Of all groups.
+        portion: This rank's, of the data that :func:`share_of` gave it; used up.
+        count: Of all data.
 
     Returns:
         The whole on rank 0, None elsewhere.
     """
-    if world() == 1:
-        return portion
-    edges = np.linspace(0, len(group_sizes), world() + 1).round().astype(int)
-    losses = _collect(torch.from_numpy(portion.losses))
-    joined = []
-    for mine in portion.accumulators:
-        tables = [_collect(table) for table in (mine.sums, mine.squares, mine.cell_norm2)]
-        if rank() != 0:
-            continue
-        whole = mine
-        for other in range(1, world()):
-            sizes = group_sizes[edges[other] : edges[other + 1]]
-            part = MomentAccumulator.from_tables(
-                Layout((sum(sizes), *mine.layout.draws), sizes),
-                *(table[other].to(mine.sums.device) for table in tables),
-            )
-            whole = whole.join(part)
-        joined.append(whole)
-    return Portion(joined, torch.cat(losses).numpy()) if rank() == 0 else None
-
-
-def _collect(table: Tensor) -> list[Tensor]:
-    """Gather tables that differ in their first dimension only, on rank 0."""
-    rows: list[int] = [0] * world()
-    dist.all_gather_object(rows, len(table))
+    names = [field.name for field in fields(Tables)]
     if rank() != 0:
-        dist.send(table.cpu().contiguous(), dst=0)
-        return []
-    found = [table.cpu()]
-    for other in range(1, world()):
-        buffer = torch.empty(rows[other], *table.shape[1:], dtype=table.dtype)
-        dist.recv(buffer, src=other)
-        found.append(buffer)
-    return found
+        dist.send(torch.from_numpy(portion.losses), dst=0)
+        for accumulator in portion.accumulators:
+            for name in names:
+                dist.send(getattr(accumulator.tables, name).cpu().contiguous(), dst=0)
+        return None
+    losses = [portion.losses]
+    for other, share in enumerate(_shares(count)[1:], start=1):
+        data = share.stop - share.start
+        losses.append(_received(other, (data, losses[0].shape[1]), torch.float64).numpy())
+        for accumulator in portion.accumulators:
+            parts = {}
+            for name in names:
+                like = getattr(accumulator.tables, name)
+                shape = like.shape if name in ("sums", "between") else (data, *like.shape[1:])
+                parts[name] = _received(other, shape, like.dtype).to(like.device)
+            accumulator.join(Tables(**parts))
+    return Portion(portion.accumulators, np.concatenate(losses))
+
+
+def _received(other: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    buffer = torch.empty(tuple(shape), dtype=dtype)
+    dist.recv(buffer, src=other)
+    return buffer

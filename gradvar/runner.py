@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradvar.decomposition.moments import Layout, MomentAccumulator
+from gradvar.decomposition.moments import MomentAccumulator
+from gradvar.decomposition.sketch import sketch_size
 from gradvar.errors import EngineError, GradvarError
 from gradvar.objective import Objective, unit_of
 from gradvar.persample.check import autograd_gradients, check_against_autograd, check_deterministic
@@ -27,7 +28,7 @@ _WORKSPACES = 3  # largest saved tensors (the logits) that the backward pass hol
 
 @dataclass(frozen=True)
 class Portion:
-    """What some groups of data gave.
+    """What some data gave.
 
     Attributes:
         accumulators: Moments under way, a parameter each, in the order of the targets.
@@ -77,7 +78,8 @@ class Runner:
         parameters: Regular expression of parameter names; None takes all.
         memory: Bytes that the process may hold; None takes most of what is free.
         probed: A datum to look at.
-        groups: Groups of data whose sums this process will hold.
+        planned: Data whose tables this process will hold in the end.
+        copies: How often it will hold the sums over the data, which have the parameters' size.
 
     Attributes:
         targets: The parameters under study.
@@ -95,7 +97,8 @@ class Runner:
         parameters: str | None,
         memory: int | None,
         probed: int,
-        groups: int = 1,
+        planned: int,
+        copies: int = 1,
     ) -> None:
         check_engine_name(engine)
         self.objective, self.draws, self.seed = objective, draws, seed
@@ -107,7 +110,8 @@ class Runner:
         self.zero: set[str] = set()
         self._choice, self._probed = engine, probed
         self._chunk_size: int | None = None  # known once the first chunk was checked
-        self._check_means(groups)
+        self._sketches = planned * sum(sketch_size(*t.shape) * t.parameter.element_size() for t in self.targets)
+        self._check_means(copies)
         footprint, self._unreached = self._probe()
         self._first_size = min(_CHECKED, self._fitting(footprint, 1))
         try:
@@ -115,22 +119,21 @@ class Runner:
         except EngineError as error:
             self._turn_to_reference(error)
 
-    def _check_means(self, groups: int) -> None:
-        """Refuse so many groups' sums where they do not fit."""
-        means = groups * sum(t.parameter.numel() * t.parameter.element_size() for t in self.targets)
+    def _check_means(self, copies: int) -> None:
+        """Refuse a study whose sums and sketches do not fit."""
+        means = copies * sum(t.parameter.numel() * t.parameter.element_size() for t in self.targets) + self._sketches
         if used_memory(self.device) + means > self.budget:
             raise GradvarError(
-                f"the means of {groups} groups take {format_memory(means)} beside "
+                f"the mean gradient and the data's sketches take {format_memory(means)} beside "
                 f"{format_memory(used_memory(self.device))} in use, over --memory {format_memory(self.budget)}; "
-                "lower --groups or raise --memory"
+                "raise --memory, or select fewer --parameters"
             )
 
-    def run(self, data: np.ndarray, group_sizes: tuple[int, ...], progress: Callable[[int], None]) -> Portion:
-        """Measure some groups of data.
+    def run(self, data: np.ndarray, progress: Callable[[int], None]) -> Portion:
+        """Measure some data.
 
         Args:
             data: ``[N]`` indices in the population.
-            group_sizes: How many of them are in each group, in order.
             progress: Called with the cells done.
 
         Returns:
@@ -140,29 +143,30 @@ class Runner:
             GradvarError: If a loss or gradient is not finite, if the memory does not suffice, or if the engine
                 fails its check.
         """  # noqa: DOC502
-        layout = Layout((len(data), *self.draws), group_sizes)
-        self._check_means(len(group_sizes))
         try:
-            return self._run(data, layout, progress)
+            return self._run(data, progress)
         except EngineError as error:
             if self._chunk_size is not None:  # it is too late to begin again
                 raise
             self._turn_to_reference(error)
-        return self._run(data, layout, progress)
+        return self._run(data, progress)
 
-    def _run(self, data: np.ndarray, layout: Layout, progress: Callable[[int], None]) -> Portion:
-        accumulators = [MomentAccumulator(*t.shape, layout, t.parameter.dtype, self.device) for t in self.targets]
+    def _run(self, data: np.ndarray, progress: Callable[[int], None]) -> Portion:
+        counts = (len(data), *self.draws)
+        accumulators = [
+            MomentAccumulator(*target.shape, counts, target.parameter.dtype, self.device, seed)
+            for seed, target in enumerate(self.targets)
+        ]
         losses = np.empty((len(data), self.cells))
         done = 0
-        for start, size in zip(layout.group_starts, layout.group_sizes, strict=True):
-            while done < start + size:
-                stop = min(done + (self._chunk_size or self._first_size), start + size)
-                values = self._chunk(data[done:stop], accumulators, done)
-                if self._chunk_size is None:
-                    self._chunk_size = self._check(data[:stop], accumulators, len(data))
-                losses[done:stop] = values.view(-1, self.cells).cpu().numpy()
-                done = stop
-                progress(done * self.cells)
+        while done < len(data):
+            stop = min(done + (self._chunk_size or self._first_size), len(data))
+            values = self._chunk(data[done:stop], accumulators, done)
+            if self._chunk_size is None:
+                self._chunk_size = self._check(data[:stop], accumulators, len(data))
+            losses[done:stop] = values.view(-1, self.cells).cpu().numpy()
+            done = stop
+            progress(done * self.cells)
         return Portion(accumulators, losses)
 
     def _turn_to_reference(self, error: EngineError) -> None:
@@ -201,11 +205,11 @@ class Runner:
         return footprint, frozenset(t.name for t in self.targets if id(t.parameter) not in reached)
 
     def _chunk(self, data: np.ndarray, accumulators: list[MomentAccumulator], first: int) -> Tensor:
-        """Measure consecutive data of one group; return their losses ``[cells]``."""
+        """Measure consecutive data; return their losses ``[cells]``."""
         by_key = {id(t.parameter): a for t, a in zip(self.targets, accumulators, strict=True)}
         losses = self.engine.accumulate(self.objective.losses, self._draw(data.tolist()), by_key, first)
         finite = losses.isfinite().view(len(data), -1).all(dim=1)
-        tables = [a.cell_norm2[first : first + len(data)].isfinite().all(dim=1) for a in accumulators]
+        tables = [a.tables.cell_norm2[first : first + len(data)].isfinite().all(dim=1) for a in accumulators]
         norms = torch.stack(tables)
         if not bool(finite.all() & norms.all()):
             self._report_not_finite(data, finite.cpu().numpy(), norms.cpu().numpy())
@@ -230,8 +234,8 @@ class Runner:
             self._draw(data.tolist()),
             self.objective.model,
             self.targets,
-            lambda target: by_name[target.name].sums[0] * self.cells,
-            lambda target: by_name[target.name].cell_norm2[len(data) - 1, -1],
+            lambda target: by_name[target.name].tables.sums * self.cells,
+            lambda target: by_name[target.name].tables.cell_norm2[len(data) - 1, -1],
         )
         self.zero = {*self._unreached, *result.zero}
         if self._unreached:
@@ -239,8 +243,7 @@ class Runner:
             self.notices += (f"the loss never reaches {_names(names)}, counted as zero",)
         if result.zero:
             self.notices += (f"the gradient is zero, up to rounding, for {_names(result.zero)}",)
-        untouched = sum(a.sums[1:].numel() * a.sums.element_size() for a in accumulators)
-        fitting = self._fitting(footprint, len(data), self.engine.bytes_per_datum(self.cells), untouched)
+        fitting = self._fitting(footprint, len(data), self.engine.bytes_per_datum(self.cells), self._sketches)
         # A processor has nothing to gain from larger batches once its cores are busy, and loses its caches.
         wanted = -(-_CELLS_CPU // self.cells) if self.device.type == "cpu" else planned // _CHUNKS
         return min(fitting, max(1, wanted))
@@ -252,7 +255,7 @@ class Runner:
             footprint: Of those data.
             data: How many they were.
             engine: Bytes that the engine needs for each.
-            untouched: Bytes that are promised to the groups' sums, but not yet in use.
+            untouched: Bytes that are promised to the sketches, but not yet in use.
 
         Returns:
             At least one.
@@ -267,7 +270,7 @@ class Runner:
             raise GradvarError(
                 f"a {unit_of(self.objective.levels)} with its {self.cells} cells takes {format_memory(per_datum)} "
                 f"beside {format_memory(used)} in use, over --memory {format_memory(self.budget)}; "
-                "raise --memory, or lower --masks, --groups or --max-length"
+                "raise --memory, or lower --masks or --max-length"
             )
         return int(fitting)
 

@@ -16,8 +16,8 @@ from gradvar.decomposition.allocation import advise
 from gradvar.decomposition.components import Components
 from gradvar.decomposition.moments import total
 from gradvar.errors import GradvarError
-from gradvar.measure import Measurement, measure
-from gradvar.objective import Objective
+from gradvar.measure import Goal, Measurement, measure
+from gradvar.objective import Objective, unit_of
 from gradvar.persample.parameters import compile_pattern
 from gradvar.report.result import Decomposition, Layer
 from gradvar.runner import check_engine_name
@@ -31,7 +31,8 @@ def decompose(
     *,
     sentences: int = 64,
     masks: int | Sequence[int] = 8,
-    groups: int = 8,
+    precision: float | None = None,
+    max_sentences: int | None = None,
     seed: int = 0,
     engine: str = "auto",
     parameters: str | None = None,
@@ -46,8 +47,9 @@ def decompose(
         objective: A masked LM (:class:`gradvar.MaskedLM`) or any :class:`~gradvar.Objective`.
         sentences: Draws of the outermost level (data).
         masks: Draws at each inner level; one number if there is one inner level.
-        groups: Groups of data for the intervals of ``|mu|^2`` and the noise scale; each costs memory for one
-            copy of the parameters.
+        precision: Add groups of sentences until the half-width of every component's interval is at most this part
+            of the variance of one cell, and that of every share at most this; ``sentences`` is then the first look.
+        max_sentences: Most sentences of a study with ``precision``; None takes all there are.
         seed: Seed of every random choice.
         engine: ``onepass``, ``reference`` (slow, any model), or ``auto``: the first, and the second where the
             first cannot.
@@ -64,10 +66,11 @@ def decompose(
         GradvarError: If something that was asked for cannot be done; the message says what to change.
     """  # noqa: DOC502
     counts = (sentences, *((masks,) if isinstance(masks, int) else masks))
-    _check_counts(objective, counts, groups)
-    check_request(engine, parameters, cost_sentence, cost_mask)
+    _check_counts(objective, counts)
+    check_request(engine, parameters, cost_sentence, cost_mask, precision, max_sentences, sentences)
+    goal = None if precision is None else Goal(precision, max_sentences or max(len(objective), sentences))
     start = time.perf_counter()
-    measured = measure(objective, counts, groups, seed, engine, parameters, memory, progress)
+    measured = measure(objective, counts, seed, engine, parameters, memory, progress, goal)
     levels = tuple(objective.levels)
     whole = Components(total(list(measured.moments.values())), levels, measured.zero == measured.moments.keys())
     one = np.ones(len(levels))
@@ -89,9 +92,9 @@ def decompose(
             measured.seconds_per_cell if cost_mask is None else cost_mask,
         ),
         study={
-            "sentences": sentences,
+            "sentences": len(measured.data),
             "masks": masks if isinstance(masks, int) else list(masks),
-            "groups": groups,
+            **({"precision": precision, "max_sentences": goal.most, "ended": measured.ended} if goal else {}),
             **described.get("study", {}),
             "engine": measured.engine,
             "dtype": str(measured.targets[0].parameter.dtype).removeprefix("torch."),
@@ -105,14 +108,22 @@ def decompose(
             "wall_seconds": time.perf_counter() - start,
             "cells_per_second": measured.cells_per_second,
         },
-        notices=measured.notices,
+        notices=(*measured.notices, *_concentrated(whole, objective)),
         statistics=whole,
         data=measured.data,
         losses=measured.losses,
     )
 
 
-def check_request(engine: str, parameters: str | None, cost_sentence: float | None, cost_mask: float | None) -> None:
+def check_request(
+    engine: str,
+    parameters: str | None,
+    cost_sentence: float | None,
+    cost_mask: float | None,
+    precision: float | None,
+    max_sentences: int | None,
+    sentences: int,
+) -> None:
     """Refuse what :func:`decompose` would refuse whatever the objective, before one is loaded.
 
     Args:
@@ -120,9 +131,12 @@ def check_request(engine: str, parameters: str | None, cost_sentence: float | No
         parameters: Regular expression of parameter names.
         cost_sentence: Cost of a new sentence.
         cost_mask: Cost of another mask.
+        precision: Half-width to reach.
+        max_sentences: Most sentences.
+        sentences: Sentences of the first look.
 
     Raises:
-        GradvarError: If there is no such engine, the pattern is malformed, or the costs make no sense.
+        GradvarError: If there is no such engine, the pattern is malformed, or the costs or bounds make no sense.
     """
     check_engine_name(engine)
     compile_pattern(parameters)
@@ -131,6 +145,14 @@ def check_request(engine: str, parameters: str | None, cost_sentence: float | No
             raise GradvarError(f"{name} {cost} is not a positive number")
     if (cost_sentence is None) != (cost_mask is None):
         raise GradvarError("--cost-sentence and --cost-mask share a unit; give both, or neither to have them timed")
+    if precision is not None and not 0 < precision < 1:
+        raise GradvarError(f"--precision {precision} is not between 0 and 1; 0.05 asks for 5 % of a cell's variance")
+    if max_sentences is not None and precision is None:
+        raise GradvarError("--max-sentences bounds a study that grows; give --precision too, or --sentences alone")
+    if max_sentences is not None and max_sentences < sentences:
+        raise GradvarError(f"--max-sentences {max_sentences} is less than --sentences {sentences}, the first look")
+    if precision is not None and sentences < 4:
+        raise GradvarError(f"--sentences {sentences}: a study with --precision begins with at least 4 sentences")
 
 
 def cell_table(objective: MaskedLM, result: Decomposition) -> dict[str, list[Any]]:
@@ -150,7 +172,7 @@ def cell_table(objective: MaskedLM, result: Decomposition) -> dict[str, list[Any
     return table | {"loss": result.losses.ravel().tolist(), "grad_norm2": norms.ravel().tolist()}
 
 
-def _check_counts(objective: Objective, counts: tuple[int, ...], groups: int) -> None:
+def _check_counts(objective: Objective, counts: tuple[int, ...]) -> None:
     names = ("--sentences", "--masks") if tuple(objective.levels) == ("data", "mask") else tuple(objective.levels)
     if len(counts) != len(objective.levels):
         raise GradvarError(
@@ -159,8 +181,6 @@ def _check_counts(objective: Objective, counts: tuple[int, ...], groups: int) ->
     for name, count in zip(names, counts, strict=True):
         if count < 2:
             raise GradvarError(f"{name} {count}: the variance of a level needs at least 2 draws of it")
-    if not 1 <= groups <= counts[0]:
-        raise GradvarError(f"--groups {groups} must be between 1 and {names[0]} {counts[0]}")
 
 
 def _layers(objective: Objective, measured: Measurement, levels: tuple[str, ...]) -> tuple[Layer, ...]:
@@ -189,6 +209,20 @@ def _layers(objective: Objective, measured: Measurement, levels: tuple[str, ...]
             )
         )
     return tuple(layers)
+
+
+def _concentrated(whole: Components, objective: Objective) -> list[str]:
+    """Warn of components that hang on few data, whose intervals are too narrow then."""
+    warnings = []
+    unit, data = unit_of(objective.levels), whole.counts[0]
+    for level, name in enumerate(whole.levels):
+        few, part = whole.concentration(level)
+        if part > 0.5:
+            warnings.append(
+                f"{few} of {data} {unit}s carry {100 * part:.0f} % of the {name} variance; its interval may be too "
+                f"narrow: take more {unit}s, or look at the largest"
+            )
+    return warnings
 
 
 def versions() -> dict[str, str]:

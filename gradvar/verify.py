@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from gradvar.decomposition.moments import MomentAccumulator, even_layout
+from gradvar.decomposition.moments import MomentAccumulator, Tables
 from gradvar.errors import GradvarError
 from gradvar.objective import Objective
 from gradvar.persample.check import autograd_gradients, check_deterministic, tolerance_of
@@ -79,43 +79,45 @@ def check_engine(
     check_engine_name(engine)
     if len(objective) < data:
         raise GradvarError(f"asked for {data} data, but the population holds {len(objective)}")
-    counts = (data, *(draws for _ in objective.levels[1:]))
-    layout = even_layout(counts, data)  # a group a datum, so that its mean gradient can be read off
+    inner = tuple(draws for _ in objective.levels[1:])
     targets = select(objective.model, parameters)
-    batch = dict(objective.draw(list(range(data)), counts[1:], seed))
+    batch = dict(objective.draw(list(range(data)), inner, seed))
     check_deterministic(objective.losses, batch)
-    device = targets[0].parameter.device
-    found = {id(t.parameter): MomentAccumulator(*t.shape, layout, t.parameter.dtype, device) for t in targets}
     chosen = make_engine(engine, objective, targets)
-    for datum in range(data):
-        cells = slice(datum * layout.cells, (datum + 1) * layout.cells)
-        chosen.accumulate(objective.losses, {name: x[cells] for name, x in batch.items()}, found, datum)
+    found: list[dict[int, Tables]] = []
+    for datum in range(data):  # each by itself, so that its mean gradient can be read off
+        part = {name: x[datum * prod(inner) : (datum + 1) * prod(inner)] for name, x in batch.items()}
+        made = {
+            id(t.parameter): MomentAccumulator(*t.shape, (1, *inner), t.parameter.dtype, t.parameter.device)
+            for t in targets
+        }
+        chosen.accumulate(objective.losses, part, made, 0)
+        found.append({key: accumulator.tables for key, accumulator in made.items()})
     by_cell = [
         autograd_gradients(objective.losses, {name: x[cell : cell + 1] for name, x in batch.items()}, objective.model)
-        for cell in range(data * layout.cells)
+        for cell in range(data * prod(inner))
     ]
     whole = torch.stack([torch.stack([g.double().norm() for g in cell.values()]).norm() for cell in by_cell]).max()
     errors = {}
     for target in targets:
         nothing = torch.zeros_like(target.parameter)
         gradients = torch.stack([cell.get(id(target.parameter), nothing) for cell in by_cell]).double()
-        explicit = gradients.view(data, layout.cells, *target.shape)
-        errors[target.name] = _error(found[id(target.parameter)], explicit, whole)
+        explicit = gradients.view(data, prod(inner), *target.shape)
+        each = zip(found, explicit, strict=True)
+        errors[target.name] = max(_error(tables[id(target.parameter)], cells, inner, whole) for tables, cells in each)
     worst = max(errors, key=lambda name: errors[name])
     return EngineCheck(chosen.name, errors, worst, errors[worst], tolerance_of(targets[0].parameter.dtype))
 
 
-def _error(found: MomentAccumulator, cells: Tensor, whole: Tensor) -> float:
-    """Largest relative error of what an accumulator holds of one parameter, ``cells[data, cells, rows, columns]``."""
-    means = cells.mean(dim=1)
-    norms, mean_norms = cells.flatten(2).norm(dim=2), means.flatten(1).norm(dim=1)
-    within = (cells - means.unsqueeze(1)).flatten(1).norm(dim=1)
-    draws = found.layout.draws
+def _error(found: Tables, cells: Tensor, draws: tuple[int, ...], whole: Tensor) -> float:
+    """Largest relative error of what is known of one datum and parameter, beside ``cells[cells, rows, columns]``."""
+    mean = cells.mean(dim=0)
+    norms = cells.flatten(1).norm(dim=1)
+    within = (cells - mean).norm()
     below = found.squares.new_tensor([prod(draws[level:]) for level in range(1, len(draws) + 1)])
-    found_within = (found.squares[:, 1:] @ below).sqrt()
     gaps = [
-        ((found.cell_norm2.sqrt() - norms).abs(), norms),
-        ((found.sums.double() - means).flatten(1).norm(dim=1), mean_norms),
-        ((found_within - within).abs(), torch.maximum(within, mean_norms)),
+        ((found.cell_norm2[0].sqrt() - norms).abs(), norms),
+        ((found.sums.double() - mean).norm(), mean.norm()),
+        (((found.squares[0] @ below).sqrt() - within).abs(), torch.maximum(within, mean.norm())),
     ]
     return float(torch.stack([(gap / size.clamp(min=1e-8 * float(whole))).max() for gap, size in gaps]).max())

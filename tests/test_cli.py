@@ -19,7 +19,7 @@ from gradvar.report.writer import CELLS, FILES
 from tests import cases
 
 ROOT = Path(__file__).parents[1]
-SIZES = ["--max-length", "12", "--sentences", "6", "--masks", "2", "--groups", "3"]
+SIZES = ["--max-length", "12", "--sentences", "6", "--masks", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_json_is_all_there_is_on_stdout(decompose):
     assert code == 0
     printed = json.loads(out)
     assert printed == json.loads(Path("report/decomposition.json").read_text())
-    assert printed["study"].items() >= {"sentences": 6, "masks": 2, "groups": 3, "max_length": 12}.items()
+    assert printed["study"].items() >= {"sentences": 6, "masks": 2, "max_length": 12}.items()
     assert "12/12 cells" in err
     assert CELLS not in os.listdir("report")
 
@@ -203,8 +203,9 @@ BAD = [
     ({"sentences": "many"}, "--sentences valid"),
     ({"masks": 1}, "--masks 1: the mask variance is not identifiable"),
     ({"masks": "2.5"}, "--masks valid"),
-    ({"groups": 7}, "--groups 7 must be between 1 and --sentences 6"),
-    ({"groups": 0}, "--groups 0 must be between 1"),
+    ({"precision": 0}, "--precision 0.0 is not between 0 and 1"),
+    ({"max_sentences": 9}, "--max-sentences bounds a study that grows; give --precision too"),
+    ({"precision": 0.1, "max_sentences": 5}, "--max-sentences 5 is less than --sentences 6"),
     *(({"mask_rate": rate}, f"--mask-rate {rate} is not between 0 and 1") for rate in (0.0, 1.0, -0.1, "nan", "inf")),
     ({"mask_rate": "high"}, "--mask-rate valid"),
     ({"max_length": 33}, "--max-length 33 is beyond the 32 positions"),
@@ -221,7 +222,7 @@ BAD = [
     ({"seed": -1}, "--seed -1 is negative"),
     ({"seed": "x"}, "--seed valid"),
     ({"memory": "-1"}, "--memory '-1' is not an amount of memory"),
-    ({"memory": "1MiB"}, "the means of 3 groups take over --memory lower --groups or raise --memory"),
+    ({"memory": "1MiB"}, "the mean gradient and the data's sketches take over --memory raise --memory"),
     ({"parameters": "("}, "--parameters '(' is not a regular expression"),
     ({"parameters": "nothing"}, "--parameters 'nothing' matches no trainable parameter; names look like 'bert."),
     ({"cost_sentence": -1}, "--cost-sentence -1.0 is not a positive number"),
@@ -235,7 +236,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("options", "words"), BAD, ids=[" ".join(map(str, *o.items())) for o, _ in BAD])
+@pytest.mark.parametrize(
+    ("options", "words"), BAD, ids=[" ".join(f"{name} {value}" for name, value in o.items()) for o, _ in BAD]
+)
 def test_bad_input_gets_one_line_and_leaves_nothing(decompose, place, options, words):
     before = sorted(place.rglob("*"))
     code, out, err = decompose(**({"out": "new/report"} | options))
@@ -286,7 +289,7 @@ def test_out_of_memory_says_what_to_lower(decompose, monkeypatch, error):
     monkeypatch.setattr(onepass.OnePass, "accumulate", raiser(error))
     code, _, err = decompose(out="report")
     assert code == 2
-    assert err.endswith("gradvar: out of memory; lower --memory, --masks, --groups or --max-length\n")
+    assert err.endswith("gradvar: out of memory; lower --memory, --masks or --max-length\n")
     assert os.listdir() == []
 
 

@@ -37,7 +37,7 @@ def test_size_of_what_ships():
 
 
 def test_the_demo_finds_mostly_mask_noise(objective):
-    result = gradvar.decompose(objective, sentences=8, masks=3, groups=4)
+    result = gradvar.decompose(objective, sentences=8, masks=3)
     assert result.shares["mask"].low > 0.5
     assert result.gradient_norm2.estimate is not None
     assert {layer.group for layer in result.layers} == {"embedding", "norm", "attention", "mlp", "head"}

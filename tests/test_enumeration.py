@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from scipy import stats
 
 from gradvar.decomposition.components import Components
-from gradvar.decomposition.moments import MomentAccumulator, even_layout, total
+from gradvar.decomposition.moments import MomentAccumulator, total
 from gradvar.huggingface.corpus import Corpus
 from gradvar.huggingface.masked_lm import MaskedLM
 from gradvar.measure import measure
@@ -136,20 +136,20 @@ def test_the_mean_of_drawn_gradients_is_mu(objective, exact):
     normal approximation. Coordinates that never vary must agree to 1e-12.
     """
     masks = 60
-    layout = even_layout((len(objective), masks))
+    counts = (len(objective), masks)
     targets = select(objective.model)
-    sums = {id(t.parameter): MomentAccumulator(*t.shape, layout, torch.float64) for t in targets}
+    sums = {id(t.parameter): MomentAccumulator(*t.shape, counts, torch.float64) for t in targets}
     OnePass(objective.model, targets).accumulate(
         objective.losses, objective.draw(range(len(objective)), (masks,), seed=1), sums, 0
     )
-    mean = np.concatenate([sums[id(p)].sums.sum(0).flatten().numpy() for p in objective.model.parameters()])
+    mean = np.concatenate([sums[id(p)].tables.sums.flatten().numpy() for p in objective.model.parameters()])
     error = np.sqrt(exact.spread() / (len(objective) * masks))
     assert (np.abs(mean / len(objective) - exact.means().mean(axis=0)) <= 6 * error + 1e-12).all()
 
 
 def test_every_drawn_cell_is_an_enumerated_one(objective, exact):
     """Loss and squared norm of each cell of a study, found in the table; 1e-9 is the engine's promise."""
-    measured = measure(objective, (16, 3), groups=4, seed=5)
+    measured = measure(objective, (16, 3), seed=5)
     norms = total(list(measured.moments.values())).cell_norm2
     batch = objective.draw(measured.data.tolist(), (3,), 5)
     for cell, datum in enumerate(measured.data.repeat(3)):
@@ -175,7 +175,7 @@ def test_studies_meet_the_exact_components(objective, exact):
     ]
     found = []
     for seed in range(80):
-        measured = measure(objective, (40, 6), groups=1, seed=seed)
+        measured = measure(objective, (40, 6), seed=seed)
         study = Components(total(list(measured.moments.values())), objective.levels)
         found.append([*study.values, study.norm2, measured.losses.mean()])
     error = np.std(found, axis=0, ddof=1) / np.sqrt(len(found))

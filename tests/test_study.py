@@ -44,10 +44,10 @@ class ThreeLevels:
 @pytest.mark.parametrize("engine", ["onepass", "reference"])
 def test_three_levels_through_the_public_function(engine):
     objective = ThreeLevels()
-    result = gradvar.decompose(objective, sentences=10, masks=(4, 3), groups=5, seed=7, engine=engine)
+    result = gradvar.decompose(objective, sentences=10, masks=(4, 3), seed=7, engine=engine)
     order = np.random.default_rng(7).permutation(30)[:10].tolist()
     explicit = objective.draw(order, (4, 3), 7)["x"].view(10, 4, 3, 3)  # the gradient of w.x is x
-    expected = Components(moments_of(explicit, 5), objective.levels)
+    expected = Components(moments_of(explicit), objective.levels)
     assert [result.components[level].estimate for level in objective.levels] == pytest.approx(expected.values)
     assert result.gradient_norm2.estimate == pytest.approx(expected.norm2)
     assert result.components["noise"].estimate < result.components["view"].estimate
@@ -60,8 +60,8 @@ def test_three_levels_through_the_public_function(engine):
 @pytest.mark.parametrize("kind", ["bert", "modernbert"])
 def test_engines_agree(kind):
     objective = cases.objective(kind, padded=True)
-    fast = gradvar.decompose(objective, sentences=6, masks=3, groups=3, seed=2)
-    slow = gradvar.decompose(objective, sentences=6, masks=3, groups=3, seed=2, engine="reference")
+    fast = gradvar.decompose(objective, sentences=6, masks=3, seed=2)
+    slow = gradvar.decompose(objective, sentences=6, masks=3, seed=2, engine="reference")
     for level in ("data", "mask"):
         assert fast.components[level].estimate == pytest.approx(slow.components[level].estimate, rel=1e-9)
         assert fast.components[level].low == pytest.approx(slow.components[level].low, rel=1e-9)
@@ -70,25 +70,25 @@ def test_engines_agree(kind):
 
 def test_sentences_are_drawn_without_replacement_and_nested_in_the_seed():
     objective = cases.objective()
-    few = measure(objective, (4, 2), 1, seed=5).data
-    many = measure(objective, (12, 2), 1, seed=5).data
+    few = measure(objective, (4, 2), seed=5).data
+    many = measure(objective, (12, 2), seed=5).data
     assert few.tolist() == many[:4].tolist()
     assert sorted(many.tolist()) == list(range(12))
-    assert measure(objective, (4, 2), 1, seed=6).data.tolist() != few.tolist()
+    assert measure(objective, (4, 2), seed=6).data.tolist() != few.tolist()
 
 
 def test_identical_masks_have_no_mask_variance():
     """All positions masked and always replaced by the mask token: one mask is like another."""
     objective = cases.objective(mask_rate=0.99, replacement=gradvar.Replacement(1, 0, 0))
-    result = gradvar.decompose(objective, sentences=6, masks=3, groups=3)
+    result = gradvar.decompose(objective, sentences=6, masks=3)
     assert abs(result.components["mask"].estimate) < 1e-20 * result.components["data"].estimate
     assert result.shares["data"].estimate == pytest.approx(1)
 
 
 def test_parameters_can_be_selected():
     objective = cases.objective()
-    whole = gradvar.decompose(objective, sentences=6, masks=3, groups=3)
-    part = gradvar.decompose(objective, sentences=6, masks=3, groups=3, parameters=r"encoder\.layer\.1")
+    whole = gradvar.decompose(objective, sentences=6, masks=3)
+    part = gradvar.decompose(objective, sentences=6, masks=3, parameters=r"encoder\.layer\.1")
     names = {layer.name for layer in part.layers}
     assert names
     assert all("encoder.layer.1" in name for name in names)
@@ -101,7 +101,7 @@ def test_parameters_can_be_selected():
 
 def test_key_biases_are_zero_and_their_ratios_nothing():
     """Adding a constant to all keys changes no attention; what remains is rounding, and no share of it is told."""
-    result = gradvar.decompose(cases.objective(), sentences=6, masks=3, groups=3, parameters=r"key\.bias")
+    result = gradvar.decompose(cases.objective(), sentences=6, masks=3, parameters=r"key\.bias")
     assert "zero, up to rounding, for 2 parameters" in result.notices[0]
     assert result.shares["mask"].reason == "the gradient is identically zero"
     assert all(layer.shares["mask"].estimate is None for layer in result.layers)
@@ -109,8 +109,8 @@ def test_key_biases_are_zero_and_their_ratios_nothing():
 
 def test_given_costs_decide_the_advice():
     objective = cases.objective()
-    cheap = gradvar.decompose(objective, sentences=12, masks=4, groups=4, cost_sentence=0.0, cost_mask=1.0).advice
-    dear = gradvar.decompose(objective, sentences=12, masks=4, groups=4, cost_sentence=100.0, cost_mask=1.0).advice
+    cheap = gradvar.decompose(objective, sentences=12, masks=4, cost_sentence=0.0, cost_mask=1.0).advice
+    dear = gradvar.decompose(objective, sentences=12, masks=4, cost_sentence=100.0, cost_mask=1.0).advice
     assert cheap.masks_per_sentence == 1
     assert cheap.variance_ratio_to_one_mask.estimate == pytest.approx(1)
     assert dear.masks_per_sentence > 1
@@ -124,8 +124,15 @@ def test_given_costs_decide_the_advice():
         ({"masks": (2, 2)}, "3 numbers of draws"),
         ({"sentences": 13}, "the data hold 12"),
         ({"sentences": 1}, "--sentences 1"),
-        ({"groups": 0}, "--groups 0"),
-        ({"sentences": 4, "groups": 5}, "--groups 5"),
+        ({"precision": 0.0}, "--precision 0.0 is not between 0 and 1"),
+        ({"precision": 1.5}, "--precision 1.5"),
+        ({"precision": 0.1, "max_sentences": 11}, "--max-sentences 11 is less than --sentences 12"),
+        (
+            {"precision": 0.1, "max_sentences": 13},
+            "asked for 13 sentences, but the data hold 12; lower --max-sentences",
+        ),
+        ({"max_sentences": 12}, "--max-sentences bounds a study that grows"),
+        ({"sentences": 3, "precision": 0.1}, "--sentences 3: a study with --precision begins with at least 4"),
         ({"engine": "fast"}, "--engine 'fast'"),
         ({"cost_mask": 0.0}, "--cost-mask"),
         ({"cost_sentence": float("nan")}, "--cost-sentence"),
@@ -134,7 +141,7 @@ def test_given_costs_decide_the_advice():
 )
 def test_bad_options(options, words):
     with pytest.raises(GradvarError, match=words):
-        gradvar.decompose(cases.objective(), **{"sentences": 12, "masks": 2, "groups": 2} | options)
+        gradvar.decompose(cases.objective(), **{"sentences": 12, "masks": 2} | options)
 
 
 def test_non_finite_weights_are_named():
@@ -145,7 +152,7 @@ def test_non_finite_weights_are_named():
         GradvarError,
         match=r"loss of sentence \d+ is not finite, and neither are the weights 'bert.encoder.layer.1.output",
     ):
-        gradvar.decompose(objective, sentences=4, masks=2, groups=2)
+        gradvar.decompose(objective, sentences=4, masks=2)
 
 
 def test_non_finite_gradients_are_named(monkeypatch):
@@ -161,4 +168,4 @@ def test_non_finite_gradients_are_named(monkeypatch):
             return (self.model(torch.ones_like(batch["x"])).squeeze(1) * batch["x"][:, 0]).abs().sqrt()
 
     with pytest.raises(GradvarError, match="gradient of 'weight' of sentence"):
-        gradvar.decompose(Root(), sentences=6, masks=2, groups=2)
+        gradvar.decompose(Root(), sentences=6, masks=2)

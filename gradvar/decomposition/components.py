@@ -15,7 +15,7 @@ from math import prod
 import numpy as np
 
 from gradvar.decomposition.estimate import Estimate, unresolved
-from gradvar.decomposition.intervals import hall_interval, jackknife_interval
+from gradvar.decomposition.intervals import fieller_interval, hall_interval, jackknife_interval
 from gradvar.decomposition.moments import Moments
 
 ZERO = "the gradient is identically zero"
@@ -29,7 +29,7 @@ class Components:
     """Estimators for one set of coordinates: a layer, or the whole gradient.
 
     Attributes:
-        moments: The tables that everything is computed from; ``N`` data, ``L`` levels, ``R`` groups.
+        moments: The tables that everything is computed from; ``N`` data, ``L`` levels.
         levels: Names of the levels, outermost first.
         zero: The gradient is known to be zero but for rounding, so that its ratios mean nothing.
     """
@@ -41,7 +41,7 @@ class Components:
     @property
     def counts(self) -> tuple[int, ...]:
         """Draws at each level, outermost first."""
-        return self.moments.layout.counts
+        return self.moments.counts
 
     @cached_property
     def values(self) -> np.ndarray:
@@ -107,14 +107,10 @@ class Components:
         return self.ratio(np.eye(count)[level], np.ones(count)).clip(0, 1)
 
     def gradient_norm2(self) -> Estimate:
-        """Estimate ``|mu|^2``, with a delete-one-group jackknife interval."""
-        groups = len(self.moments.layout.group_sizes)
-        if groups < 3:
-            return Estimate(self.norm2, reason=f"an interval needs at least 3 groups, not {groups}")
-        interval = jackknife_interval(lambda kept: self._grouped(kept)[1], groups, df=groups - 1)
-        assert interval is not None
-        shift = self.norm2 - self._grouped(np.ones(groups, dtype=bool))[1]
-        return Estimate(self.norm2, interval[0] + shift, interval[1] + shift)
+        """Estimate ``|mu|^2`` with Hall's interval over its delete-one-datum pseudo-values."""
+        if self.counts[0] < 4:
+            return Estimate(self.norm2, reason=f"an interval needs at least 4 draws of {self.levels[0]}")
+        return Estimate(self.norm2, *hall_interval(self._signal))
 
     def noise_scale(self, coefficients: np.ndarray) -> Estimate:
         """Estimate ``sum_l c_l V_l / |mu|^2``: the batch at which this noise equals the signal.
@@ -123,28 +119,38 @@ class Components:
             coefficients: ``[L]``, not negative.
 
         Returns:
-            The ratio with a delete-one-group jackknife interval on its logarithm. Where ``|mu|^2`` is not
-            clearly positive only a lower bound is given.
+            The ratio with Fieller's interval: all ``r`` for which ``sum_l c_l V_l - r |mu|^2`` may be zero. Where
+            ``|mu|^2`` is not clearly positive that is unbounded, and only its lower end is given.
         """
         problem = self._negative()
         if problem:
             return problem
-        norm2 = self.gradient_norm2()
-        if norm2.low is None:
-            return unresolved(norm2.reason or "")
+        if self.counts[0] < 4:
+            return unresolved(f"an interval needs at least 4 draws of {self.levels[0]}")
+        spread = _nested(self._contributions, self.counts) @ coefficients
+        low, high = fieller_interval(spread, self._signal)
+        if high is None:
+            return unresolved("|mu|^2 is not clearly positive at this study size; take more sentences", low)
+        return Estimate(float(self.values @ coefficients) / self.norm2, low, high)
 
-        def statistic(kept: np.ndarray) -> float:
-            values, squared = self._grouped(kept)
-            spread = float(values @ coefficients)
-            return float(np.log(spread / squared)) if spread > 0 and squared > 0 else np.nan
+    def concentration(self, level: int) -> tuple[int, float]:
+        """Find how much of a component the 5 % of the data with the largest contributions carry.
 
-        groups = len(self.moments.layout.group_sizes)
-        interval = jackknife_interval(statistic, groups, df=groups - 1) if norm2.low > 0 else None
-        if interval is None:
-            low = self.linear(coefficients).low
-            bound = low / norm2.high if low is not None and low > 0 and norm2.high and norm2.high > 0 else None
-            return unresolved("|mu|^2 is not clearly positive at this study size; take more sentences", bound)
-        return Estimate(float(self.values @ coefficients) / self.norm2, *np.exp(interval).tolist())
+        Contributions hold the noise of the levels inside; what the 5 % smallest ones are below zero is taken off,
+        so that noise alone does not make a few look large.
+
+        Args:
+            level: Which component.
+
+        Returns:
+            How many data that is (at least one), and their part of the component; 0 where it is not positive.
+        """
+        few = max(1, self.counts[0] // 20)
+        if self.vanishes or self.values[level] <= self._nothing:
+            return few, 0.0
+        contributions = np.sort(_nested(self._contributions, self.counts)[:, level])
+        largest = contributions[-few:].sum() + np.minimum(contributions[:few], 0).sum()
+        return few, float(largest / contributions.sum())
 
     def importance_headroom(self) -> Estimate:
         """Estimate ``E_x[Var(|g|)] / V_inner``: the most that importance sampling can remove.
@@ -157,7 +163,7 @@ class Components:
         if self.vanishes or self.values[-1] <= self._nothing:
             return unresolved(ZERO if self.vanishes else f"the {self.levels[-1]} variance is zero, up to rounding")
         spread = np.sqrt(self.moments.cell_norm2).var(axis=1, ddof=1)
-        within = self.moments.squares[:, 1] / (self.counts[1] - 1)
+        within = self.moments.squares[:, -1] / (self.counts[1] - 1)
         return self._jackknife(lambda kept: float(spread[kept].sum() / within[kept].sum())).clip(0, 1)
 
     def _jackknife(self, statistic: Callable[[np.ndarray], float]) -> Estimate:
@@ -183,60 +189,57 @@ class Components:
 
     @cached_property
     def _degrees(self) -> np.ndarray:
-        """``[L]`` degrees of freedom of one datum at each level; ``N - 1`` data have one at the outermost."""
+        """``[L-1]`` degrees of freedom that one datum has at each inner level."""
         n = self.counts
-        return np.array([1.0, *(prod(n[1:level]) * (n[level] - 1) for level in range(1, len(n)))])
+        return np.array([float(prod(n[1:level]) * (n[level] - 1)) for level in range(1, len(n))])
 
     @cached_property
     def _mean_squares(self) -> np.ndarray:
         """``[L]`` mean square of each level's means about their parents' means."""
-        data = self.counts[0]
-        sums = self.moments.squares.sum(axis=0)
-        return np.array([self.moments.between / (data - 1), *(sums[1:] / (data * self._degrees[1:]))])
+        outer = self.moments.between / (self.counts[0] - 1)
+        return np.array([outer, *self.moments.squares.mean(axis=0) / self._degrees])
+
+    @cached_property
+    def _norm2(self) -> np.ndarray:
+        """``[N]`` squared norms of the data means, by the analysis of variance within each datum."""
+        below = np.array([prod(self.counts[level + 1 :]) for level in range(len(self.counts))])
+        return (self.moments.cell_norm2.sum(axis=1) - self.moments.squares @ below[1:]) / below[0]
+
+    @cached_property
+    def _distance2(self) -> np.ndarray:
+        """``[N]`` squared distances ``|g_n - g|^2`` of the data means from the grand mean, by their sketches.
+
+        ``|S g_n - S g|^2`` is unbiased but for the common factor of a finite sample. The error of ``|S g_n|^2`` is
+        known and correlated with its own; adding ``1-t`` times that, ``t = 2|g|^2 / (MS_0 + 2|g|^2)``, leaves least
+        variance (to first order, for random signs). The mean is made exact.
+        """
+        m = self.moments
+        spread, signal = self._mean_squares[0], 2 * m.mean_norm2
+        weight = spread / (spread + signal) if spread + signal > 0 else 0.0
+        found = m.sketch_distance2 + weight * (self._norm2 - m.sketch_norm2)
+        return found + (m.between / self.counts[0] - found.mean())
 
     @cached_property
     def _contributions(self) -> np.ndarray:
         """``[N, L]`` what each datum contributes to the mean squares; the columns' means are the mean squares.
 
-        At the outermost level that is ``|g_n - mu|^2`` but for a constant. As ``mu`` is not known, the mean ``p``
-        of the ``k`` data before it in its group stands for it (for a group's first, the second), shrunk by
-        ``w = s/(s + MS_0/k)`` with ``s = |mu|^2``, since a mean of few data is mostly noise. The squared distance
-        ``|g_n - w p|^2`` has the expectation ``MS_0 (1 + w^2/k) + (1 - w)^2 s``, which is taken off.
+        At the inner levels that is the datum's own mean square; at the outermost, the delete-one pseudo-value of
+        ``MS_0``, a linear function of the datum's distance from the grand mean.
         """
-        m, counts = self.moments, self.counts
-        found = m.squares / self._degrees
-        below = [prod(counts[level + 1 :]) for level in range(len(counts))]
-        norm2 = (m.cell_norm2.sum(axis=1) - m.squares[:, 1:] @ np.array(below[1:])) / below[0]
-        mean_square, signal = self._mean_squares[0], max(self.norm2, 0.0)
-        for start, size in zip(m.layout.group_starts, m.layout.group_sizes, strict=True):
-            sum2 = norm2[start]  # squared norm of the sum of the data so far
-            for k, n in enumerate(range(start + 1, start + size), start=1):
-                prefix2 = sum2 / k**2
-                inner = (norm2[n] + prefix2 - m.squares[n, 0] * (k + 1) / k) / 2
-                weight = signal / (signal + mean_square / k) if signal > 0 else 0.0
-                expected = mean_square * (1 + weight**2 / k) + (1 - weight) ** 2 * signal
-                found[n, 0] = norm2[n] - 2 * weight * inner + weight**2 * prefix2 - expected
-                if k == 1:
-                    found[start, 0] = norm2[start] - 2 * weight * inner + weight**2 * norm2[n] - expected
-                sum2 += norm2[n] + 2 * k * inner
-            if size == 1:
-                found[start, 0] = norm2[start] - mean_square - signal
-        found[:, 0] += mean_square - found[:, 0].mean()
-        return found
+        data = self.counts[0]
+        outer = data / max(data - 2, 1) * (self._distance2 - self._distance2.mean()) + self._mean_squares[0]
+        return np.column_stack([outer, self.moments.squares / self._degrees])
 
-    def _grouped(self, kept: np.ndarray) -> tuple[np.ndarray, float]:
-        """Components, and ``|mu|^2`` as a U-statistic of group means, from the groups that are kept."""
-        m = self.moments
-        sizes = np.where(kept, np.array(m.layout.group_sizes, dtype=float), 0.0)
-        data = sizes.sum()
-        weights = sizes / data
-        shift = weights @ m.group_gram @ weights
-        between = sizes @ np.diag(m.group_gram) - data * shift
-        mean_norm2 = m.mean_norm2 + 2 * weights @ m.group_cross + shift
-        sums = m.squares[np.repeat(kept, m.layout.group_sizes)].sum(axis=0)
-        sums[0] += between
-        mean_squares = sums / np.array([data - 1, *(data * self._degrees[1:])])
-        return _nested(mean_squares, self.counts), float(mean_norm2 - between / (kept.sum() - 1) / data)
+    @cached_property
+    def _signal(self) -> np.ndarray:
+        """``[N]`` delete-one pseudo-values of ``|mu|^2``, whose mean it is.
+
+        ``|mu|^2 = sum_{n != m} <g_n, g_m> / N(N-1)``; the terms of datum ``n`` are ``N <g_n, g> - |g_n|^2``, with
+        ``2<g_n, g> = |g_n|^2 + |g|^2 - |g_n - g|^2``.
+        """
+        data = self.counts[0]
+        terms = data / 2 * (self._norm2 - self._distance2) - self._norm2
+        return 2 * (terms - terms.mean()) / max(data - 2, 1) + self.norm2
 
 
 def _nested(mean_squares: np.ndarray, counts: tuple[int, ...]) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""Confidence intervals for means of skewed, heavy-tailed contributions, and for smooth functions of means."""
+"""Confidence intervals for means of skewed, heavy-tailed contributions, their ratios, and smooth functions of means."""
 
 from collections.abc import Callable
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 LEVEL = 0.95
 
@@ -55,6 +55,47 @@ def hall_interval(values: np.ndarray) -> tuple[float, float]:
         return shifted if abs(skewness) < 1e-8 else 3 / skewness * (np.cbrt(1 + skewness * shifted) - 1)
 
     return float(mean - sd * h(reach)), float(mean - sd * h(-reach))
+
+
+def fieller_interval(numerators: np.ndarray, denominators: np.ndarray) -> tuple[float, float | None]:
+    """Interval for a ratio of expectations, not negative: every ``r`` that the contributions do not rule out.
+
+    Fieller's construction (1954) with Hall's interval in place of Student's: ``r`` belongs to it where
+    :func:`hall_interval` of ``numerators - r denominators`` holds zero.
+
+    Args:
+        numerators: ``[n]`` contributions to the numerator, with a mean that is not negative.
+        denominators: ``[n]`` contributions to the denominator of the same units.
+
+    Returns:
+        ``(low, high)``; ``high`` is None where no ratio is too large: the denominator may be zero.
+    """
+
+    def end(side: int, ratio: float) -> float:
+        return hall_interval(numerators - ratio * denominators)[side]
+
+    spread, signal = numerators.mean(), denominators.mean()
+    # A ratio that surely is inside: the estimate, or one at which a denominator within its interval vanishes.
+    reach = max(signal, hall_interval(denominators)[1])
+    if reach <= 0:
+        return 0.0, None
+    ratio = spread / signal if signal > 0 else spread / reach
+    low = 0.0
+    if end(0, 0.0) > 0:
+        inside = ratio
+        while end(0, inside) > 0:
+            inside *= 2
+            if inside > 1e12 * ratio:
+                return 0.0, None
+        low = float(optimize.brentq(lambda r: end(0, r), 0.0, inside, xtol=1e-9 * ratio))
+    if signal <= 0 or hall_interval(denominators)[0] <= 0:
+        return low, None
+    outside = first = max(ratio, hall_interval(numerators)[1] / signal)
+    while end(1, outside) >= 0:
+        outside *= 2
+        if outside > 1e12 * first:
+            return low, None
+    return low, float(optimize.brentq(lambda r: end(1, r), ratio, outside, xtol=1e-9 * first))
 
 
 def jackknife_interval(

@@ -1,57 +1,21 @@
-"""Streaming nested moments of vectors: sums of squares by level, cell norms, group means.
+"""Streaming nested moments of vectors: sums of squares by level, cell norms, a sketch of every datum's mean.
 
-Data stream through in groups; nothing is ever stored per datum but scalars. What has the size of a vector is the
-sum of each group. Groups know nothing of one another until the end, so they can be measured anywhere and in any
-number, and joined. Everything downstream is arithmetic on the small tables of `Moments`.
+Data stream through; nothing is ever stored per datum but scalars and a short sketch. What has the size of a vector
+is one sum over the data. Studies of different data can be joined. Everything downstream is arithmetic on the small
+tables of `Moments`.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import reduce
 from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# Elements of the sums that `finish` turns to float64 at a time: they stay in cache.
-_BLOCK = 1 << 16
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The shape of a nested study.
-
-    Attributes:
-        counts: Draws at each level, outermost first: ``(data, draws of each datum, ...)``.
-        group_sizes: Data of each group, in order; they sum to ``counts[0]``.
-    """
-
-    counts: tuple[int, ...]
-    group_sizes: tuple[int, ...]
-
-    @property
-    def draws(self) -> tuple[int, ...]:
-        """Draws at the inner levels."""
-        return self.counts[1:]
-
-    @cached_property
-    def cells(self) -> int:
-        """Cells of one datum."""
-        return prod(self.draws)
-
-    @cached_property
-    def group_starts(self) -> tuple[int, ...]:
-        """Index of the first datum of each group."""
-        return tuple(np.cumsum((0, *self.group_sizes))[:-1].tolist())
-
-
-def even_layout(counts: tuple[int, ...], groups: int = 1) -> Layout:
-    """Lay out a study with groups of equal size, up to one datum."""
-    edges = np.linspace(0, counts[0], groups + 1).round().astype(int)
-    return Layout(counts, tuple(np.diff(edges).tolist()))
+from gradvar.decomposition.sketch import Sketch
 
 
 @dataclass(frozen=True)
@@ -61,41 +25,38 @@ class Moments:
     Moments of disjoint sets of coordinates add up to those of their union: ``a + b``.
 
     Attributes:
-        layout: The study's shape; ``N`` data in ``R`` groups, ``L`` levels.
-        squares: ``[N, L]``. Column ``l >= 1``: this datum's sum of squares of its level-``l`` means about
-            their parents' means. Column 0: the increment ``n/(n+1) |mean_n - m|^2`` by which this datum
-            joined the ``n`` before it in its group, whose mean is ``m``; 0 for a group's first.
+        counts: Draws at each level, outermost first: ``(data, draws of each datum, ...)``; ``N`` data, ``L`` levels.
+        squares: ``[N, L-1]``. Column ``l-1``: this datum's sum of squares of its level-``l`` means about their
+            parents' means.
+        between: Sum of squares of the data means about the grand mean.
         cell_norm2: ``[N, cells]`` squared norms.
         mean_norm2: Squared norm of the grand mean.
-        group_cross: ``[R]`` inner products of (group mean - grand mean) with the grand mean.
-        group_gram: ``[R, R]`` inner products of the (group mean - grand mean).
+        sketch_norm2: ``[N]`` squared norms of the sketches of the data means (:class:`Sketch`).
+        sketch_distance2: ``[N]`` squared distances of these sketches from their mean.
         dimension: Number of coordinates.
     """
 
-    layout: Layout
+    counts: tuple[int, ...]
     squares: np.ndarray
+    between: float
     cell_norm2: np.ndarray
     mean_norm2: float
-    group_cross: np.ndarray
-    group_gram: np.ndarray
+    sketch_norm2: np.ndarray
+    sketch_distance2: np.ndarray
     dimension: int
-
-    @property
-    def between(self) -> float:
-        """Sum of squares of the data means about the grand mean: within the groups and between them."""
-        return float(self.squares[:, 0].sum() + np.diag(self.group_gram) @ np.array(self.layout.group_sizes))
 
     def __add__(self, other: Moments) -> Moments:
         """Join disjoint coordinates of the same study."""
-        if self.layout != other.layout:
-            raise ValueError(f"moments of different studies: {self.layout} and {other.layout}")
+        if self.counts != other.counts:
+            raise ValueError(f"moments of different studies: {self.counts} and {other.counts}")
         return Moments(
-            self.layout,
+            self.counts,
             self.squares + other.squares,
+            self.between + other.between,
             self.cell_norm2 + other.cell_norm2,
             self.mean_norm2 + other.mean_norm2,
-            self.group_cross + other.group_cross,
-            self.group_gram + other.group_gram,
+            self.sketch_norm2 + other.sketch_norm2,
+            self.sketch_distance2 + other.sketch_distance2,
             self.dimension + other.dimension,
         )
 
@@ -105,59 +66,80 @@ def total(parts: list[Moments]) -> Moments:
     return reduce(Moments.__add__, parts)
 
 
+@dataclass(frozen=True)
+class Tables:
+    """What an accumulator holds: enough to join it with another that saw other data.
+
+    Attributes:
+        sums: ``[rows, columns]`` sum of the data means.
+        between: ``[]`` float64 sum of squares of the data means about their mean.
+        squares: ``[data, levels-1]`` float64; see :class:`Moments`.
+        cell_norm2: ``[data, cells]`` float64.
+        sketches: ``[data, size]`` of the data means.
+    """
+
+    sums: Tensor
+    between: Tensor
+    squares: Tensor
+    cell_norm2: Tensor
+    sketches: Tensor
+
+
 class MomentAccumulator:
     """Accumulates the moments of one matrix-shaped parameter from blocks of its per-cell values.
-
-    What has the parameter's size is its sum over the data of each group, ``sums[r]``.
 
     Args:
         rows: Rows of the parameter as a matrix.
         columns: Columns.
-        layout: The study's shape.
+        counts: Draws at each level, outermost first.
         dtype: Type of the sums.
         device: Where everything lives.
+        seed: Of the sketch; every parameter of a study needs its own.
     """
 
     def __init__(
-        self, rows: int, columns: int, layout: Layout, dtype: torch.dtype, device: torch.device | str = "cpu"
+        self,
+        rows: int,
+        columns: int,
+        counts: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
     ) -> None:
-        self.layout = layout
-        data = layout.counts[0]
-        self.sums = torch.zeros(len(layout.group_sizes), rows, columns, dtype=dtype, device=device)
-        self.squares = torch.zeros(data, len(layout.counts), dtype=torch.float64, device=device)
-        self.cell_norm2 = torch.zeros(data, layout.cells, dtype=torch.float64, device=device)
+        data, *draws = counts
+        self.draws = tuple(draws)
+        self.sketch = Sketch(rows, columns, seed, dtype, device)
 
-    @classmethod
-    def from_tables(cls, layout: Layout, sums: Tensor, squares: Tensor, cell_norm2: Tensor) -> MomentAccumulator:
-        """Make an accumulator of tables that another one has filled.
+        def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
 
-        Args:
-            layout: Of all data in the tables.
-            sums: ``[groups, rows, columns]``.
-            squares: ``[data, levels]``.
-            cell_norm2: ``[data, cells]``.
+        self.tables = Tables(
+            sums=zeros(rows, columns, dtype=dtype),
+            between=zeros(),
+            squares=zeros(data, len(draws)),
+            cell_norm2=zeros(data, prod(draws)),
+            sketches=zeros(data, self.sketch.size, dtype=dtype),
+        )
 
-        Returns:
-            The accumulator.
-        """
-        made = cls.__new__(cls)
-        made.layout, made.sums, made.squares, made.cell_norm2 = layout, sums, squares, cell_norm2
-        return made
+    @property
+    def data(self) -> int:
+        """How many data it has room for."""
+        return len(self.tables.squares)
 
     def open(self, first: int, count: int) -> Join:
-        """Begin to add consecutive data of one group; every row must be added before it is closed.
+        """Begin to add consecutive data; every row must be added before it is closed.
 
         Args:
-            first: Index of the first datum; all before it in its group have been added.
+            first: Index of the first datum; all before it have been added.
             count: How many.
 
         Returns:
             What takes the values; :meth:`Join.close` ends it.
         """
-        return Join(self, bisect_right(self.layout.group_starts, first) - 1, first, count)
+        return Join(self, first, count)
 
     def add(self, values: Tensor, first: int) -> None:
-        """Add consecutive data of one group with all their rows.
+        """Add consecutive data with all their rows.
 
         Args:
             values: ``[data, *draws, rows, columns]``; overwritten.
@@ -167,84 +149,57 @@ class MomentAccumulator:
         join.add(values, 0, slice(0, values.shape[-2]))
         join.close()
 
-    def join(self, other: MomentAccumulator) -> MomentAccumulator:
-        """Put the groups of another study of the same population behind those of this one.
+    def join(self, other: Tables) -> None:
+        """Put the data of another study of the same population behind those of this one.
+
+        ``between`` grows by the other's and ``n m/(n+m) |mean - other mean|^2`` (Chan, Golub and LeVeque, 1983).
 
         Args:
-            other: Of the same parameter, with the same inner draws.
-
-        Returns:
-            A new accumulator; its inputs are unchanged.
+            other: Of the same parameter, with the same inner draws and the same signs of the sketch.
 
         Raises:
             ValueError: If the two differ in more than their data.
         """
-        a, b = self.layout, other.layout
-        if a.draws != b.draws or self.sums.shape[1:] != other.sums.shape[1:]:
-            raise ValueError(f"studies that cannot be joined: {a} and {b}")
-        return MomentAccumulator.from_tables(
-            Layout((a.counts[0] + b.counts[0], *a.draws), a.group_sizes + b.group_sizes),
-            torch.cat([self.sums, other.sums]),
-            torch.cat([self.squares, other.squares]),
-            torch.cat([self.cell_norm2, other.cell_norm2]),
-        )
-
-    def with_fewer_groups(self) -> MomentAccumulator:
-        """Make one group of every two, which halves the memory; an odd last one stays by itself."""
-        sizes = self.layout.group_sizes
-        pairs = [slice(first, min(first + 2, len(sizes))) for first in range(0, len(sizes), 2)]
-        squares = self.squares.clone()
-        for pair in pairs:
-            if pair.stop - pair.start == 2:
-                a, b = sizes[pair]
-                gap = _squares((self.sums[pair.start] / a - self.sums[pair.start + 1] / b).flatten())
-                squares[self.layout.group_starts[pair.start + 1], 0] = a * b / (a + b) * gap
-        return MomentAccumulator.from_tables(
-            Layout(self.layout.counts, tuple(sum(sizes[pair]) for pair in pairs)),
-            torch.stack([self.sums[pair].sum(dim=0) for pair in pairs]),
-            squares,
-            self.cell_norm2,
+        mine, n, m = self.tables, self.data, len(other.squares)
+        pairs = [(getattr(mine, name), getattr(other, name)) for name in ("squares", "cell_norm2", "sketches")]
+        if mine.sums.shape != other.sums.shape or any(a.shape[1:] != b.shape[1:] for a, b in pairs):
+            raise ValueError("studies that differ in more than their data cannot be joined")
+        gap = _squares(torch.linalg.vector_norm(mine.sums / n - other.sums / m, dim=1))
+        self.tables = Tables(
+            mine.sums + other.sums,
+            mine.between + other.between + n * m / (n + m) * gap,
+            *(torch.cat(pair) for pair in pairs),
         )
 
     def finish(self) -> Moments:
         """Return the tables, once every datum has been added."""
-        device, groups = self.sums.device, len(self.layout.group_sizes)
-        sizes = torch.tensor(self.layout.group_sizes, dtype=torch.float64, device=device)
-        each = torch.eye(groups, dtype=torch.float64, device=device)
-        grand = torch.ones_like(each[:1]) / sizes.sum()
-        # What makes the centred group means, and the grand mean, out of the groups' sums.
-        centring = torch.cat([each / sizes.unsqueeze(1) - grand, grand])
-        gram = torch.zeros(groups + 1, groups + 1, dtype=torch.float64, device=device)
-        sums = self.sums.flatten(1)
-        for block in sums.split(max(1, _BLOCK // groups), dim=1):
-            means = centring @ block.double()
-            gram.addmm_(means, means.T)
-        tables = gram.cpu().numpy()
+        tables = self.tables
+        sketches = tables.sketches.double()
+        mean = torch.linalg.vector_norm(tables.sums, dim=1) / self.data
         return Moments(
-            self.layout,
-            self.squares.cpu().numpy().copy(),
-            self.cell_norm2.cpu().numpy().copy(),
-            float(tables[-1, -1]),
-            tables[-1, :-1].copy(),
-            tables[:-1, :-1].copy(),
-            sums.shape[1],
+            (self.data, *self.draws),
+            tables.squares.cpu().numpy().copy(),
+            float(tables.between),
+            tables.cell_norm2.cpu().numpy().copy(),
+            float(_squares(mean)),
+            sketches.square().sum(dim=1).cpu().numpy(),
+            (sketches - sketches.mean(dim=0)).square().sum(dim=1).cpu().numpy(),
+            tables.sums.numel(),
         )
 
 
 class Join:
     """Some data on their way into an accumulator, in blocks of data and rows.
 
-    Blocks of different rows may be added from different threads. Sums of squares are kept for each row until
-    the end: `vector_norm` is the fastest pass over memory that torch has, but adds in sequence, so it sees one
-    row at a time; the squares of the rows are added in float64.
+    Sums of squares are kept for each row until the end: `vector_norm` is the fastest pass over memory that torch
+    has, but adds in sequence, so it sees one row at a time; the squares of the rows are added in float64.
     """
 
-    def __init__(self, accumulator: MomentAccumulator, group: int, first: int, count: int) -> None:
-        self._accumulator, self._first, self._count = accumulator, first, count
-        self._before = first - accumulator.layout.group_starts[group]
-        self._sums = accumulator.sums[group]
-        rows = self._sums.shape[0]
-        draws = accumulator.layout.draws
+    def __init__(self, accumulator: MomentAccumulator, first: int, count: int) -> None:
+        self._tables, self._sketch = accumulator.tables, accumulator.sketch
+        self._first, self._count = first, count
+        self._sums = self._tables.sums
+        rows, draws = len(self._sums), accumulator.draws
         # One table of row norms, so that one call adds them up: cells, deviations by level, gap to those before.
         shapes = [draws, *(draws[:level] for level in range(1, len(draws) + 1)), ()]
         self._sizes = [prod(shape) for shape in shapes]
@@ -253,6 +208,7 @@ class Join:
         self._cells, *self._deviations, self._gaps = (
             part.view(count, *shape, rows) for part, shape in zip(parts, shapes, strict=True)
         )
+        self._projected = self._sums.new_zeros(count, *self._sketch.shape)
         self._elsewhere: dict[int, Tensor] = {}
 
     def add(self, values: Tensor, offset: int, rows: slice) -> None:
@@ -265,9 +221,10 @@ class Join:
         """
         data = slice(offset, offset + len(values))
         means = self._inner(values, [buffer[data, ..., rows] for buffer in (self._cells, *self._deviations)])
+        self._projected[data] += self._sketch.project(means, rows)
         sums = self._sums[rows]
         for datum, mean in enumerate(means, start=offset):
-            if seen := self._before + datum:
+            if seen := self._first + datum:
                 _norm(torch.sub(mean, sums, alpha=1 / seen), self._gaps[datum, rows])
             sums += mean
 
@@ -281,7 +238,7 @@ class Join:
         """
         self._norms[offset] = 0
         before = self.before(rows)
-        if seen := self._before + offset:
+        if seen := self._first + offset:
             self._elsewhere[offset] = (_squares(self._sums.flatten()) - _squares(before.flatten())) / seen**2
         self.replace(values, offset, rows, before)
 
@@ -302,9 +259,11 @@ class Join:
         mean = self._inner(values, fresh)[0]
         for buffer, norms in zip((self._cells, *self._deviations), fresh, strict=True):
             buffer[offset][..., rows] = norms[0]
-        if seen := self._before + offset:
+        if seen := self._first + offset:
             self._gaps[offset, rows] = torch.linalg.vector_norm(torch.sub(mean, before, alpha=1 / seen), dim=-1)
-        self._sums[rows] = before + mean
+        after = before + mean
+        self._projected[offset] += self._sketch.project(after - self._sums[rows], rows)
+        self._sums[rows] = after
 
     def _inner(self, values: Tensor, norms: list[Tensor]) -> Tensor:
         """Write the norms of the cells and of the inner levels' deviations; return the means ``[data, ...]``."""
@@ -317,16 +276,16 @@ class Join:
 
     def close(self) -> None:
         """Add up the rows."""
-        accumulator = self._accumulator
+        tables = self._tables
         data = slice(self._first, self._first + self._count)
         cells, *deviations, gaps = _squares(self._norms).split(self._sizes, dim=1)
-        accumulator.cell_norm2[data] = cells
-        for level, squares in enumerate(deviations, start=1):
-            accumulator.squares[data, level] = squares.sum(dim=1)
+        tables.cell_norm2[data] = cells
+        tables.squares[data] = torch.stack([squares.sum(dim=1) for squares in deviations], dim=1)
+        tables.sketches[data] = self._sketch.fold(self._projected)
         for offset in range(self._count):
-            if seen := self._before + offset:
+            if seen := self._first + offset:
                 gap = gaps[offset, 0] + self._elsewhere.get(offset, 0.0)
-                accumulator.squares[self._first + offset, 0] = seen / (seen + 1) * gap
+                tables.between.add_(seen / (seen + 1) * gap)
 
 
 def _norm(values: Tensor, out: Tensor) -> None:
@@ -338,19 +297,15 @@ def _squares(norms: Tensor) -> Tensor:
     return norms.double().square().sum(dim=-1)
 
 
-def moments_of(vectors: Tensor, groups: int = 1) -> Moments:
+def moments_of(vectors: Tensor) -> Moments:
     """Compute the moments of explicit vectors.
 
     Args:
         vectors: ``[data, *draws, coordinates]``.
-        groups: Groups of consecutive data.
 
     Returns:
         Their moments.
     """
-    counts = tuple(vectors.shape[:-1])
-    layout = even_layout(counts, groups)
-    accumulator = MomentAccumulator(1, vectors.shape[-1], layout, vectors.dtype, vectors.device)
-    for start, size in zip(layout.group_starts, layout.group_sizes, strict=True):
-        accumulator.add(vectors[start : start + size].unsqueeze(-2).clone(), start)
+    accumulator = MomentAccumulator(1, vectors.shape[-1], tuple(vectors.shape[:-1]), vectors.dtype, vectors.device)
+    accumulator.add(vectors.unsqueeze(-2).clone(), 0)
     return accumulator.finish()

@@ -85,9 +85,8 @@ class OnePass:
         formed; where a decoder shares it, the decoder's part of all rows is formed in blocks, and the rows
         that the embedding reaches are then formed again with both parts.
         """
-        layout = accumulator.layout
-        per = layout.cells
-        rows, columns = accumulator.sums.shape[1:]
+        draws, per = accumulator.draws, prod(accumulator.draws)
+        rows, columns = accumulator.tables.sums.shape
         like = next(dy for dy in calls[0][1].dys if dy is not None)
         data = len(like) // per
         block = _BLOCK_CPU if like.device.type == "cpu" else _BLOCK_GPU
@@ -101,7 +100,7 @@ class OnePass:
         for start in range(0, data, at_once):
             count = min(at_once, data - start)
             cells = slice(start * per, (start + count) * per)
-            shape = (count, *layout.draws, -1, columns)
+            shape = (count, *draws, -1, columns)
             reached = None
             if large and gathers:
                 reached = torch.cat([call.x[cells].flatten() for call in gathers]).unique()

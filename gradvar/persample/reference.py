@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -66,15 +67,16 @@ class Reference:
     ) -> Tensor:
         """Add the cells of some consecutive data; see :class:`~gradvar.persample.engine.Engine`."""
         cells = len(next(iter(batch.values())))
-        layout = next(iter(accumulators.values())).layout
+        draws = next(iter(accumulators.values())).draws
+        each = prod(draws)
         values = []
-        for start in range(0, cells, layout.cells):
-            one = {name: tensor[start : start + layout.cells] for name, tensor in batch.items()}
+        for start in range(0, cells, each):
+            one = {name: tensor[start : start + each] for name, tensor in batch.items()}
             gradients, value = self._gradients(losses, one)
             for target in self.targets:
                 accumulator = accumulators[id(target.parameter)]
-                block = gradients.pop(target.name).contiguous().view(1, *layout.draws, *target.shape)
-                accumulator.add(block, first + start // layout.cells)
+                block = gradients.pop(target.name).contiguous().view(1, *draws, *target.shape)
+                accumulator.add(block, first + start // each)
             values.append(value)
         return torch.cat(values)
 

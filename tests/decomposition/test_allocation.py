@@ -8,18 +8,18 @@ from hypothesis import strategies as st
 
 from gradvar.decomposition.allocation import MOST_MASKS, advise, batch_variance
 from gradvar.decomposition.components import Components
-from gradvar.decomposition.moments import Moments, even_layout, moments_of
+from gradvar.decomposition.moments import Moments, moments_of
 
 positive = st.floats(-3, 3).map(lambda x: 10.0**x)
 
 
 def components(v_data: float, v_mask: float, data: int = 8, masks: int = 4) -> Components:
     """Moments whose every datum contributes exactly these components."""
-    squares = np.zeros((data, 2))
-    squares[1:, 0] = v_data + v_mask / masks
-    squares[:, 1] = v_mask * (masks - 1)
+    squares = np.full((data, 1), v_mask * (masks - 1))
     norms = np.full((data, masks), v_data + v_mask)
-    moments = Moments(even_layout((data, masks)), squares, norms, 0.0, np.zeros(1), np.zeros((1, 1)), 1)
+    between = (data - 1) * (v_data + v_mask / masks)
+    means = np.full(data, v_data + v_mask / masks)
+    moments = Moments((data, masks), squares, between, norms, 0.0, means, means, 1)
     return Components(moments, ("data", "mask"))
 
 

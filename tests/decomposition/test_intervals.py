@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from gradvar.decomposition.components import Components
-from gradvar.decomposition.intervals import effective_df, hall_interval, jackknife_interval
+from gradvar.decomposition.intervals import effective_df, fieller_interval, hall_interval, jackknife_interval
 from gradvar.decomposition.moments import moments_of
 
 quick = settings(max_examples=60, deadline=None)
@@ -105,6 +105,42 @@ def test_constant_contributions_have_an_interval_of_no_width(value):
     assert jackknife_interval(lambda kept: float(values[kept].mean()), 7) == pytest.approx((value, value), rel=1e-12)
 
 
+@quick
+@given(st.integers(0, 2**32 - 1), st.floats(0.2, 3), st.integers(8, 60))
+def test_fieller_interval_is_where_halls_holds_zero(seed, spread, n):
+    """A hair outside the ends `V - r S` is told from zero, a hair inside it is not."""
+    rng = np.random.default_rng(seed)
+    above, below = rng.lognormal(sigma=spread, size=n), 1 + 0.3 * rng.normal(size=n)
+    low, high = fieller_interval(above, below)
+    assert 0 <= low <= above.mean() / below.mean()
+    assert hall_interval(above - 1.001 * low * below)[0] <= 0
+    assert low == 0 or hall_interval(above - 0.999 * low * below)[0] > 0
+    if high is None:
+        assert hall_interval(below)[0] <= 0 or hall_interval(above - 1e9 * below)[1] >= 0
+    else:
+        assert high >= above.mean() / below.mean()
+        assert hall_interval(above - 0.999 * high * below)[1] >= 0
+        assert hall_interval(above - 1.001 * high * below)[1] < 0
+
+
+def test_fieller_interval_of_a_denominator_near_zero_is_one_sided():
+    above = 5 + np.random.default_rng(0).normal(size=40)
+    noise = np.random.default_rng(1).normal(size=40)
+    noise -= noise.mean()
+    for centre in (0.02, 0.0, -0.02):
+        low, high = fieller_interval(above, noise + centre)
+        assert high is None
+        assert 5 < low < 5 / 0.02
+    assert fieller_interval(above, noise - 3) == (0.0, None)
+
+
+def test_fieller_interval_of_a_numerator_near_zero_begins_at_zero():
+    noise = np.random.default_rng(1).normal(size=40)
+    low, high = fieller_interval(noise - noise.mean(), np.full(40, 2.0) + 0.1 * noise)
+    assert low == 0
+    assert 0 < high < 0.5
+
+
 def test_intervals_cover():
     """Of 400 Gaussian studies of 24 data with 4 draws, 90 to 99 % of the nominal 95 % intervals hold the truth.
 
@@ -113,14 +149,15 @@ def test_intervals_cover():
     """
     rng = np.random.default_rng(0)
     coordinates, v_data, v_mask, norm2 = 10, 1.0, 3.0, 2.0
-    truth = [v_data, v_mask, v_mask / (v_data + v_mask), norm2]
-    held = np.zeros((400, 4), dtype=bool)
+    truth = [v_data, v_mask, v_mask / (v_data + v_mask), norm2, (v_data + v_mask) / norm2]
+    held = np.zeros((400, 5), dtype=bool)
     for study in held:
         outer = np.sqrt(v_data / coordinates) * rng.normal(size=(24, 1, coordinates))
         inner = np.sqrt(v_mask / coordinates) * rng.normal(size=(24, 4, coordinates))
         vectors = torch.from_numpy(np.sqrt(norm2 / coordinates) + outer + inner)
-        found = Components(moments_of(vectors, groups=8), ("data", "mask"))
+        found = Components(moments_of(vectors), ("data", "mask"))
         estimates = [found.component(0), found.component(1), found.share(1), found.gradient_norm2()]
+        estimates.append(found.noise_scale(np.ones(2)))
         study[:] = [e.resolved and e.low <= t <= e.high for e, t in zip(estimates, truth, strict=True)]
     coverage = held.mean(axis=0)
     assert (coverage >= 0.90).all()

@@ -1,5 +1,6 @@
 """The streaming tables against the textbook's sums, and against themselves under every way of feeding them."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -8,59 +9,61 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradvar.decomposition.moments import Layout, MomentAccumulator, Moments, even_layout, moments_of, total
+from gradvar.decomposition.moments import MomentAccumulator, Moments, moments_of, total
 
 # Values are of order one and a table sums at most some thousand squares of them in float64: 1e-13 at worst.
 SAME = {"rtol": 1e-12, "atol": 1e-12}
+TABLES = ("squares", "between", "cell_norm2", "mean_norm2", "sketch_norm2", "sketch_distance2")
 seeds = st.integers(0, 2**32 - 1)
 quick = settings(max_examples=40, deadline=None)
 
 
 @st.composite
 def studies(draw, least: int = 1):
-    """Normal vectors `[data, *draws, rows, columns]` of 2 to 4 levels, and the number of groups."""
+    """Normal vectors `[data, *draws, rows, columns]` of 2 to 4 levels."""
     data = draw(st.integers(least, 6))
     draws = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
     matrix = draw(st.integers(1, 4)), draw(st.integers(1, 3))
-    vectors = np.random.default_rng(draw(seeds)).normal(size=(data, *draws, *matrix))
-    return torch.from_numpy(vectors), draw(st.integers(1, min(4, data)))
+    return torch.from_numpy(np.random.default_rng(draw(seeds)).normal(size=(data, *draws, *matrix)))
 
 
-def accumulator_for(vectors: torch.Tensor, layout: Layout) -> MomentAccumulator:
-    return MomentAccumulator(*vectors.shape[-2:], layout, vectors.dtype)
+def accumulator_for(vectors: torch.Tensor) -> MomentAccumulator:
+    return MomentAccumulator(*vectors.shape[-2:], tuple(vectors.shape[:-2]), vectors.dtype)
 
 
-def accumulated(vectors: torch.Tensor, layout: Layout) -> MomentAccumulator:
-    """One `add` a group."""
-    accumulator = accumulator_for(vectors, layout)
-    for start, size in zip(layout.group_starts, layout.group_sizes, strict=True):
-        accumulator.add(vectors[start : start + size].clone(), start)
+def accumulated(vectors: torch.Tensor) -> MomentAccumulator:
+    accumulator = accumulator_for(vectors)
+    accumulator.add(vectors.clone(), 0)
     return accumulator
 
 
-def textbook(matrices: torch.Tensor, layout: Layout) -> Moments:
-    """The tables from the vectors as a whole, by their definitions."""
+def textbook(matrices: torch.Tensor) -> Moments:
+    """The tables from the vectors as a whole, by their definitions; so small a matrix is its own sketch."""
     vectors = matrices.double().flatten(-2).numpy()
     data, levels = len(vectors), vectors.ndim - 1
     means = [vectors.mean(axis=tuple(range(level + 1, levels))) for level in range(levels)]
-    squares = np.zeros((data, levels))
+    squares = np.zeros((data, levels - 1))
     for level in range(1, levels):
         deviations = means[level] - means[level - 1][..., None, :]
-        squares[:, level] = (deviations**2).reshape(data, -1).sum(axis=1)
-    starts, sizes = layout.group_starts, layout.group_sizes
-    for start, size in zip(starts, sizes, strict=True):
-        for n in range(1, size):
-            gap = means[0][start + n] - means[0][start : start + n].mean(axis=0)
-            squares[start + n, 0] = n / (n + 1) * (gap**2).sum()
+        squares[:, level - 1] = (deviations**2).reshape(data, -1).sum(axis=1)
     grand = means[0].mean(axis=0)
-    groups = np.array([means[0][a : a + n].mean(axis=0) - grand for a, n in zip(starts, sizes, strict=True)])
+    distances = ((means[0] - grand) ** 2).sum(axis=1)
     norms = (vectors**2).sum(axis=-1).reshape(data, -1)
-    return Moments(layout, squares, norms, grand @ grand, groups @ grand, groups @ groups.T, len(grand))
+    return Moments(
+        tuple(vectors.shape[:-1]),
+        squares,
+        distances.sum(),
+        norms,
+        grand @ grand,
+        (means[0] ** 2).sum(axis=1),
+        distances,
+        len(grand),
+    )
 
 
 def assert_same(found: Moments, expected: Moments, **tolerance: float) -> None:
-    assert (found.layout, found.dimension) == (expected.layout, expected.dimension)
-    for table in ("squares", "cell_norm2", "mean_norm2", "group_cross", "group_gram"):
+    assert (found.counts, found.dimension) == (expected.counts, expected.dimension)
+    for table in TABLES:
         np.testing.assert_allclose(
             getattr(found, table), getattr(expected, table), **(tolerance or SAME), err_msg=table
         )
@@ -68,97 +71,117 @@ def assert_same(found: Moments, expected: Moments, **tolerance: float) -> None:
 
 @quick
 @given(studies())
-def test_tables_follow_their_definitions(study):
-    vectors, groups = study
-    assert_same(
-        moments_of(vectors.flatten(-2), groups), textbook(vectors, even_layout(tuple(vectors.shape[:-2]), groups))
-    )
-
-
-@quick
-@given(studies())
-def test_increments_and_groups_make_up_the_outer_sum_of_squares(study):
-    vectors, groups = study
-    means = vectors.flatten(-2).flatten(1, -2).mean(dim=1)
-    outer = (means - means.mean(dim=0)).square().sum()
-    np.testing.assert_allclose(moments_of(vectors.flatten(-2), groups).between, outer, **SAME)
+def test_tables_follow_their_definitions(vectors):
+    assert_same(accumulated(vectors).finish(), textbook(vectors))
+    assert_same(moments_of(vectors.flatten(-2)), textbook(vectors))
 
 
 @quick
 @given(studies(), st.data())
-def test_any_split_into_data_and_rows_gives_the_same_tables(study, choose):
-    vectors, groups = study
-    layout = even_layout(tuple(vectors.shape[:-2]), groups)
-
+def test_any_split_into_data_and_rows_gives_the_same_tables(vectors, choose):
     def pieces(start: int, stop: int) -> list[tuple[int, int]]:
         cuts = choose.draw(st.sets(st.integers(start, stop)))
         return list(pairwise(sorted(cuts | {start, stop})))
 
-    accumulator = accumulator_for(vectors, layout)
-    for group, size in zip(layout.group_starts, layout.group_sizes, strict=True):
-        for first, last in pieces(group, group + size):
-            join = accumulator.open(first, last - first)
-            for top, bottom in choose.draw(st.permutations(pieces(0, vectors.shape[-2]))):
-                for start, stop in pieces(first, last):
-                    block = vectors[start:stop, ..., top:bottom, :].clone()
-                    join.add(block, start - first, slice(top, bottom))
-            join.close()
-    assert_same(accumulator.finish(), accumulated(vectors, layout).finish())
+    accumulator = accumulator_for(vectors)
+    for first, last in pieces(0, len(vectors)):
+        join = accumulator.open(first, last - first)
+        for top, bottom in choose.draw(st.permutations(pieces(0, vectors.shape[-2]))):
+            for start, stop in pieces(first, last):
+                block = vectors[start:stop, ..., top:bottom, :].clone()
+                join.add(block, start - first, slice(top, bottom))
+        join.close()
+    assert_same(accumulator.finish(), textbook(vectors))
+
+
+def large(data: int, rows: int, columns: int, seed: int = 0) -> torch.Tensor:
+    """Vectors whose matrix is larger than a sketch, some rows of each zero."""
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(data, 2, rows, columns, generator=generator, dtype=torch.float64)
+    return vectors * (torch.rand(data, 1, rows, 1, generator=generator) < 0.5)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(4, 3), (90, 50), (3, 1500), (3000, 2)])
+def test_blocks_sparse_and_replaced_rows_give_the_same_tables_as_whole_data(rows, columns):
+    """Sketches included: they are sums over the rows, whatever the order."""
+    vectors = large(5, rows, columns)
+    whole = accumulated(vectors).finish()
+    blocks, sparse, replaced = (accumulator_for(vectors) for _ in range(3))
+    for datum, values in enumerate(vectors):
+        join = blocks.open(datum, 1)
+        for part in (slice(2, rows), slice(0, 2)):
+            join.add(values[None, :, part].clone(), 0, part)
+        join.close()
+        nonzero = values[0].any(dim=1).nonzero().flatten().flip(0)
+        join = sparse.open(datum, 1)
+        join.add_sparse(values[None, :, nonzero].clone(), 0, nonzero)
+        join.close()
+        join = replaced.open(datum, 1)
+        before = join.before(nonzero)
+        join.add(torch.where(values.any(dim=-1, keepdim=True), values + 7, values)[None].clone(), 0, slice(0, rows))
+        join.replace(values[None, :, nonzero].clone(), 0, nonzero, before)
+        join.close()
+    for accumulator in (blocks, sparse, replaced):
+        assert_same(accumulator.finish(), whole, rtol=1e-11, atol=1e-11)
 
 
 @quick
 @given(studies(), seeds)
-def test_sparse_data_equal_dense_data_with_zeros(study, seed):
-    vectors, groups = study
-    layout = even_layout(tuple(vectors.shape[:-2]), groups)
+def test_sparse_data_equal_dense_data_with_zeros(vectors, seed):
     nonzero = torch.from_numpy(np.random.default_rng(seed).random((len(vectors), vectors.shape[-2])) < 0.5)
-    vectors = vectors * nonzero.view(len(vectors), *[1] * len(layout.draws), -1, 1)
-    accumulator = accumulator_for(vectors, layout)
-    for start, size in zip(layout.group_starts, layout.group_sizes, strict=True):
-        join = accumulator.open(start, size)
-        for offset in range(size):
-            rows = nonzero[start + offset].nonzero().flatten().flip(0)
-            join.add_sparse(vectors[start + offset : start + offset + 1, ..., rows, :].clone(), offset, rows)
-        join.close()
-    assert_same(accumulator.finish(), accumulated(vectors, layout).finish())
+    vectors = vectors * nonzero.view(len(vectors), *[1] * (vectors.ndim - 3), -1, 1)
+    accumulator = accumulator_for(vectors)
+    join = accumulator.open(0, len(vectors))
+    for datum in range(len(vectors)):
+        rows = nonzero[datum].nonzero().flatten().flip(0)
+        join.add_sparse(vectors[datum : datum + 1, ..., rows, :].clone(), datum, rows)
+    join.close()
+    assert_same(accumulator.finish(), textbook(vectors))
 
 
 @quick
 @given(studies(least=2), st.data())
-def test_joined_studies_equal_one_study_of_all_data(study, choose):
-    vectors, _ = study
-    cut = choose.draw(st.integers(1, len(vectors) - 1))
-    parts = vectors[:cut], vectors[cut:]
-    layouts = [
-        even_layout(tuple(p.shape[:-2]), choose.draw(st.integers(1, min(3, len(p))), label="groups")) for p in parts
-    ]
-    left, right = (accumulated(p, layout) for p, layout in zip(parts, layouts, strict=True))
-    before = left.finish(), right.finish()
-    sizes = layouts[0].group_sizes + layouts[1].group_sizes
-    expected = accumulated(vectors, Layout(tuple(vectors.shape[:-2]), sizes)).finish()
-    assert_same(left.join(right).finish(), expected)
-    assert_same(left.finish(), before[0])
-    assert_same(right.finish(), before[1])
+def test_joined_studies_equal_one_study_of_all_data(vectors, choose):
+    cuts = sorted(choose.draw(st.sets(st.integers(1, len(vectors) - 1), min_size=1, max_size=2)))
+    first, *others = (accumulated(p) for p in np.split(vectors, cuts))
+    before = [other.finish() for other in others]
+    for other in others:
+        first.join(other.tables)
+    assert_same(first.finish(), textbook(vectors))
+    for other, unchanged in zip(others, before, strict=True):
+        assert_same(other.finish(), unchanged)
+
+
+def test_joined_sketches_are_those_of_one_study():
+    vectors = large(6, 40, 60)
+    first, second = accumulated(vectors[:2]), accumulated(vectors[2:])
+    first.join(second.tables)
+    assert_same(first.finish(), accumulated(vectors).finish())
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 2, 5), (4, 2, 2, 6), (4, 2, 3, 5), (4, 2, 2, 2, 5)])
+def test_studies_that_differ_in_more_than_data_do_not_join(shape):
+    one, other = (accumulated(torch.randn(*s, dtype=torch.float64)) for s in ((4, 2, 2, 5), shape))
+    with pytest.raises(ValueError, match="cannot be joined"):
+        one.join(other.tables)
 
 
 @quick
 @given(studies())
-def test_moments_add_over_disjoint_coordinates(study):
-    vectors, groups = study
+def test_moments_add_over_disjoint_coordinates(vectors):
     columns = [column.unsqueeze(-1) for column in vectors.flatten(-2).unbind(-1)]
-    assert_same(total([moments_of(c, groups) for c in columns]), moments_of(vectors.flatten(-2), groups))
+    assert_same(total([moments_of(c) for c in columns]), textbook(vectors))
 
 
 @quick
 @given(studies(), seeds)
-def test_the_order_of_data_and_draws_leaves_the_sums_unchanged(study, seed):
-    vectors, groups = study
+def test_the_order_of_data_and_draws_leaves_the_sums_unchanged(vectors, seed):
     shuffled = vectors
     for level in range(vectors.ndim - 2):
         order = torch.from_numpy(np.random.default_rng(seed).permutation(vectors.shape[level]))
         shuffled = shuffled.index_select(level, order)
-    found, expected = moments_of(shuffled.flatten(-2), groups), moments_of(vectors.flatten(-2), groups)
-    np.testing.assert_allclose(found.squares.sum(axis=0)[1:], expected.squares.sum(axis=0)[1:], **SAME)
+    found, expected = accumulated(shuffled).finish(), textbook(vectors)
+    np.testing.assert_allclose(found.squares.sum(axis=0), expected.squares.sum(axis=0), **SAME)
     np.testing.assert_allclose(found.between, expected.between, **SAME)
     np.testing.assert_allclose(found.mean_norm2, expected.mean_norm2, **SAME)
 
@@ -171,33 +194,21 @@ def test_float32_keeps_a_spread_far_below_the_mean():
     """
     generator = torch.Generator().manual_seed(0)
     vectors = (1e4 + torch.randn(16, 3, 4, 1, 50, generator=generator)).float()
-    found = moments_of(vectors.flatten(-2), 4).squares.sum(axis=0)
-    expected = textbook(vectors, even_layout((16, 3, 4), 4)).squares.sum(axis=0)
-    np.testing.assert_allclose(found, expected, rtol=1e-2)
+    found, expected = accumulated(vectors).finish(), textbook(vectors)
+    np.testing.assert_allclose(found.squares.sum(axis=0), expected.squares.sum(axis=0), rtol=1e-2)
+    np.testing.assert_allclose(found.between, expected.between, rtol=1e-2)
+    np.testing.assert_allclose(found.sketch_distance2, expected.sketch_distance2, rtol=1e-2)
 
 
 def test_values_handed_to_moments_of_are_left_alone():
     vectors = torch.randn(4, 3, 5, dtype=torch.float64)
     copy = vectors.clone()
-    moments_of(vectors, 2)
+    moments_of(vectors)
     assert torch.equal(vectors, copy)
-
-
-def test_layouts():
-    layout = even_layout((10, 3, 2), groups=4)
-    assert layout.group_sizes == (2, 3, 3, 2)
-    assert layout.group_starts == (0, 2, 5, 8)
-    assert (layout.draws, layout.cells) == ((3, 2), 6)
 
 
 def test_moments_of_different_studies_do_not_add():
     one, other = (moments_of(torch.randn(4, masks, 5, dtype=torch.float64)) for masks in (2, 3))
     with pytest.raises(ValueError, match="different studies"):
         one + other
-
-
-@pytest.mark.parametrize("shape", [(4, 3, 2, 5), (4, 2, 2, 6), (4, 2, 3, 5), (4, 2, 2, 2, 5)])
-def test_studies_that_differ_in_more_than_data_do_not_join(shape):
-    one, other = (accumulated(torch.randn(*s, dtype=torch.float64), even_layout(s[:-2])) for s in ((4, 2, 2, 5), shape))
-    with pytest.raises(ValueError, match="cannot be joined"):
-        one.join(other)
+    assert (one + replace(one, dimension=7)).dimension == 12

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradvar.decomposition.moments import MomentAccumulator, even_layout
+from gradvar.decomposition.moments import MomentAccumulator
 from gradvar.errors import EngineError
 from gradvar.measure import measure
 from gradvar.persample.onepass import OnePass
@@ -39,14 +39,15 @@ def loop(objective, batch, targets):
     return [torch.stack(column).view(-1, *t.shape) for column, t in zip(zip(*rows, strict=True), targets, strict=True)]
 
 
-def accumulate(engine, objective, batch, targets, chunks=(SENTENCES,)):
-    """A group a sentence, so that every sentence's mean gradient can be read off."""
-    layout = even_layout((SENTENCES, MASKS), SENTENCES)
-    accumulators = {id(t.parameter): MomentAccumulator(*t.shape, layout, t.parameter.dtype) for t in targets}
+def accumulate(engine, objective, batch, targets):
+    """Return each target's tables, a sentence each, so that every sentence's mean gradient can be read off."""
+    tables = []
     for start in range(SENTENCES):
+        made = {id(t.parameter): MomentAccumulator(*t.shape, (1, MASKS), t.parameter.dtype) for t in targets}
         part = {name: x[start * MASKS : (start + 1) * MASKS] for name, x in batch.items()}
-        engine.accumulate(objective.losses, part, accumulators, start)
-    return [accumulators[id(t.parameter)] for t in targets]
+        engine.accumulate(objective.losses, part, made, 0)
+        tables.append([made[id(t.parameter)].tables for t in targets])
+    return list(zip(*tables, strict=True))
 
 
 def relative(error, gradient, whole):
@@ -66,20 +67,20 @@ def test_exact_per_cell_sentence_and_grand_mean(make, kind, tied, attention, pad
     whole = torch.stack([g.norm() for g in explicit]).norm()
     found = accumulate(make(objective.model, targets), objective, batch, targets)
     zeros = []
-    for target, g, accumulator in zip(targets, explicit, found, strict=True):
+    for target, g, tables in zip(targets, explicit, found, strict=True):
         by_sentence = g.view(SENTENCES, MASKS, *target.shape)
         means = by_sentence.mean(dim=1)
-        norms = accumulator.cell_norm2.flatten().sqrt()
+        norms = torch.cat([t.cell_norm2[0] for t in tables]).sqrt()
         for cell, norm in enumerate(norms):
             assert relative(abs(norm - g[cell].norm()), g[cell].norm(), whole) < 1e-9, (target.name, cell)
-        sums = accumulator.sums
         for sentence in range(SENTENCES):
             gradient = means[sentence]
-            assert relative((sums[sentence] - gradient).norm(), gradient.norm(), whole) < 1e-9, (target.name, sentence)
+            assert relative((tables[sentence].sums - gradient).norm(), gradient.norm(), whole) < 1e-9, (
+                target.name,
+                sentence,
+            )
             within = (by_sentence[sentence] - gradient).norm()
-            assert relative(abs(accumulator.squares[sentence, 1].sqrt() - within), within, whole) < 1e-9, target.name
-        mean = means.mean(dim=0)
-        assert relative((accumulator.sums.mean(dim=0) - mean).norm(), mean.norm(), whole) < 1e-9, target.name
+            assert relative(abs(tables[sentence].squares[0, 0].sqrt() - within), within, whole) < 1e-9, target.name
         if g.norm() < 1e-12 * whole:
             zeros.append(target.name)
     # Adding a constant to all keys leaves attention as it is; an untied BERT head has a bias that it never uses.
@@ -94,8 +95,8 @@ def test_deberta_goes_by_the_reference_engine():
     """Its relative positions have no dimension for the cells, and its broadcast cannot be expanded."""
     objective = cases.objective("deberta-v2", padded=True)
     with pytest.raises(EngineError, match="use --engine reference"):
-        measure(objective, (4, 2), 2, engine="onepass")
-    measured = measure(objective, (4, 2), 2)
+        measure(objective, (4, 2), engine="onepass")
+    measured = measure(objective, (4, 2))
     assert measured.engine == "reference"
     assert "the slow reference engine was used" in measured.notices[0]
 
@@ -138,19 +139,20 @@ def test_float32_totals(kind, padded):
     single = accumulate(OnePass(objective.model, targets), objective, batch, targets)
     norm2 = sum(g.square().sum((1, 2)) for g in explicit)
     within = sum(g.view(SENTENCES, MASKS, -1).var(dim=1, correction=0).sum(1) * MASKS for g in explicit)
-    assert torch.allclose(sum(a.cell_norm2 for a in single).flatten(), norm2, rtol=1e-4)
-    assert torch.allclose(sum(a.squares[:, 1] for a in single), within, rtol=1e-4)
+    assert torch.allclose(sum(torch.cat([t.cell_norm2[0] for t in tables]) for tables in single), norm2, rtol=1e-4)
+    assert torch.allclose(sum(torch.cat([t.squares[0] for t in tables]) for tables in single), within, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", cases.ONE_PASS)
 def test_chunks_and_blocks_change_nothing(kind, monkeypatch):
     objective, batch = study(kind, True, "sdpa", True)
     targets = select(objective.model)
-    layout = even_layout((SENTENCES, MASKS), 1)
 
     def run(chunk, block):
         monkeypatch.setattr("gradvar.persample.onepass._BLOCK_CPU", block)
-        accumulators = {id(t.parameter): MomentAccumulator(*t.shape, layout, torch.float64) for t in targets}
+        accumulators = {
+            id(t.parameter): MomentAccumulator(*t.shape, (SENTENCES, MASKS), torch.float64) for t in targets
+        }
         engine = OnePass(objective.model, targets)
         for start in range(0, SENTENCES, chunk):
             part = {name: x[start * MASKS : (start + chunk) * MASKS] for name, x in batch.items()}
@@ -164,6 +166,8 @@ def test_chunks_and_blocks_change_nothing(kind, monkeypatch):
             assert np.allclose(a.squares, b.squares, rtol=1e-9, atol=1e-12 * scale), target.name
             assert np.allclose(a.cell_norm2, b.cell_norm2, rtol=1e-9, atol=1e-12 * scale), target.name
             assert np.isclose(a.mean_norm2, b.mean_norm2, rtol=1e-9, atol=1e-12 * scale), target.name
+            assert np.isclose(a.between, b.between, rtol=1e-9, atol=1e-12 * scale), target.name
+            assert np.allclose(a.sketch_distance2, b.sketch_distance2, rtol=1e-9, atol=1e-12 * scale), target.name
 
 
 def test_autograd_state_is_left_as_it_was():

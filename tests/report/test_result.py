@@ -11,7 +11,7 @@ from tests import cases
 
 @pytest.fixture(scope="module")
 def result():
-    return gradvar.decompose(cases.objective("modernbert", padded=True), sentences=12, masks=3, groups=4)
+    return gradvar.decompose(cases.objective("modernbert", padded=True), sentences=12, masks=3)
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def unresolved():
     """Two masks of 1 target each in few sentences: neither the data variance nor the signal is resolved."""
     objective = cases.objective("bert", sentences=4, mask_rate=0.1)
     for seed in range(50):
-        found = gradvar.decompose(objective, sentences=4, masks=2, groups=2, seed=seed)
+        found = gradvar.decompose(objective, sentences=4, masks=2, seed=seed)
         if found.components["data"].estimate < 0:
             return found
     raise AssertionError("no seed gave a negative estimate")
@@ -57,7 +57,6 @@ def test_text_says_what_was_measured_within_80_columns(result):
 def test_text_gives_the_reason_for_every_value_that_is_missing(unresolved):
     text = " ".join(repr(unresolved).split())
     assert "data variance is estimated as negative" in text
-    assert "an interval needs at least 3 groups" in text
 
 
 @pytest.mark.parametrize("kind", ["layers", "batch", "cells"])
@@ -89,7 +88,7 @@ def test_many_layers_are_joined_by_block_and_group(result, monkeypatch):
 def test_noise_scales_are_components_over_the_signal():
     """Constant features give a clear signal, so that the noise scale is resolved."""
     objective = cases.objective("bert", sentences=40)
-    found = gradvar.decompose(objective, sentences=40, masks=3, groups=8, parameters="decoder.bias")
+    found = gradvar.decompose(objective, sentences=40, masks=3, parameters="decoder.bias")
     scales = {name: scale.estimate for name, scale in found.noise_scale.items()}
     for level in ("data", "mask"):
         ratio = found.components[level].estimate / found.gradient_norm2.estimate
@@ -111,7 +110,7 @@ def test_results_are_frozen(result):
 
 
 def test_variances_without_an_interval_and_single_layers_say_why():
-    few = gradvar.decompose(cases.objective(), sentences=3, masks=2, groups=1)
+    few = gradvar.decompose(cases.objective(), sentences=3, masks=2)
     assert "data variance, mask variance" in repr(few)
     table = few.to_frame()
     assert table["unresolved"].str.contains("variance_mask: an interval needs at least 4 draws of data").all()

@@ -50,7 +50,7 @@ def make_study(folder, kind):
     objective = MaskedLM.from_checkpoint(
         checkpoint, text, max_length=12, dtype="float64", weighting="token", mask_rate=0.3
     )
-    result = decompose(objective, sentences=SENTENCES, masks=MASKS, groups=3)
+    result = decompose(objective, sentences=SENTENCES, masks=MASKS)
     return Study(checkpoint, result, cell_table(objective, result))
 
 
@@ -117,7 +117,7 @@ def test_the_json_follows_the_schema(report):
     check_value(advice["variance_ratio_to_one_mask"])
     assert advice["masks_per_sentence"] is None or advice["masks_per_sentence"] >= 1
     assert min(advice["cost_sentence"], advice["cost_mask"]) > 0
-    study = {"sentences": SENTENCES, "masks": MASKS, "groups": 3, "mask_rate": 0.3, "max_length": 12, "seed": 0}
+    study = {"sentences": SENTENCES, "masks": MASKS, "mask_rate": 0.3, "max_length": 12, "seed": 0}
     study |= {"replacement": [0.8, 0.1, 0.1], "weighting": "token", "engine": "onepass", "dtype": "float64"}
     assert found["study"].items() >= study.items()
     provenance = found["provenance"]
