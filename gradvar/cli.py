@@ -1,6 +1,7 @@
 """The command line: parse, call, render. Nothing heavy is imported before it is needed."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -41,8 +42,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, status: int) -> int:
-    typer.echo(f"gradvar: {' '.join(message.split())}", err=True)
+    if _speaks():
+        typer.echo(f"gradvar: {' '.join(message.split())}", err=True)
     return status
+
+
+def _speaks() -> bool:
+    """Whether this process talks to the user: of those that `torchrun` starts, only the first does."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _version(value: bool) -> None:
@@ -116,39 +123,43 @@ def decompose(
     from rich.console import Console
 
     import gradvar.study
+    from gradvar import ranks
     from gradvar.persample.memory import parse_memory
 
     budget = None if memory is None else parse_memory(memory)
     gradvar.study.check_request(engine, parameters, cost_sentence, cost_mask, precision, max_sentences, sentences)
-    console = Console(stderr=True)
-    with _status(console, "loading the checkpoint and the data"):
-        objective = gradvar.MaskedLM.from_checkpoint(
-            gradvar.DEMO_CHECKPOINT if checkpoint is None else checkpoint,
-            gradvar.DEMO_TEXT if data is None else data,
-            max_length=max_length,
-            pack=not no_pack,
-            dtype=dtype,
-            device=device,
-            allow_random_head=allow_random_head,
-            mask_rate=mask_rate,
-            replacement=corruption,
-            weighting=weighting,
-        )
-    with _Progress(console) as progress:
-        result = gradvar.decompose(
-            objective,
-            sentences=sentences,
-            masks=masks,
-            precision=precision,
-            max_sentences=max_sentences,
-            seed=seed,
-            engine=engine,
-            parameters=parameters,
-            memory=budget,
-            cost_sentence=cost_sentence,
-            cost_mask=cost_mask,
-            progress=progress,
-        )
+    console = Console(stderr=True, quiet=not _speaks())
+    with ranks.started():
+        with _status(console, "loading the checkpoint and the data"):
+            objective = gradvar.MaskedLM.from_checkpoint(
+                gradvar.DEMO_CHECKPOINT if checkpoint is None else checkpoint,
+                gradvar.DEMO_TEXT if data is None else data,
+                max_length=max_length,
+                pack=not no_pack,
+                dtype=dtype,
+                device=ranks.own_device(device),
+                allow_random_head=allow_random_head,
+                mask_rate=mask_rate,
+                replacement=corruption,
+                weighting=weighting,
+            )
+        with _Progress(console) as progress:
+            result = gradvar.decompose(
+                objective,
+                sentences=sentences,
+                masks=masks,
+                precision=precision,
+                max_sentences=max_sentences,
+                seed=seed,
+                engine=engine,
+                parameters=parameters,
+                memory=budget,
+                cost_sentence=cost_sentence,
+                cost_mask=cost_mask,
+                progress=progress,
+            )
+    if not _speaks():
+        return
     folder = None
     if out is not None:
         from gradvar.study import cell_table

@@ -47,6 +47,11 @@ def started() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def own_device(name: str) -> str:
+    """Return the device of this process: of several on a machine, each takes a GPU of its own."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and "LOCAL_RANK" in os.environ else name
+
+
 def share_of(count: int) -> slice:
     """Which of so many data are this rank's: as even as can be, in the order of the ranks."""
     return _shares(count)[rank()]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradvar import ranks
 from gradvar.decomposition.allocation import advise
 from gradvar.decomposition.components import Components
 from gradvar.decomposition.moments import total
@@ -105,6 +106,7 @@ def decompose(
             "versions": versions(),
             **described.get("provenance", {}),
             "device": _device_name(measured),
+            "processes": ranks.world(),
             "wall_seconds": time.perf_counter() - start,
             "cells_per_second": measured.cells_per_second,
         },

@@ -1,6 +1,7 @@
 """How much memory there is, and how much a batch of cells takes."""
 
 import ctypes
+import os
 import platform
 import re
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ def used_memory(device: torch.device) -> int:
 
 
 def default_budget(device: torch.device) -> int:
-    """What this process may hold in all: what it has, and 70 % of what is free."""
+    """What this process may hold in all: what it has, and 70 % of what is free, shared with those of `torchrun`."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
     else:
@@ -58,6 +59,7 @@ def default_budget(device: torch.device) -> int:
         if limit.exists() and (text := limit.read_text().strip()).isdigit():
             current = int(Path("/sys/fs/cgroup/memory.current").read_text())
             free = min(free, max(int(text) - current, 0))
+        free //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return used_memory(device) + int(0.7 * free)
 
 

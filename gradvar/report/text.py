@@ -45,7 +45,8 @@ def render(result: Decomposition) -> RenderableType:
 def findings(result: Decomposition) -> list[str]:
     """Say in words what the numbers mean, one line each."""
     inner = result.levels[-1]
-    lines = [f"Signal |μ|², the squared norm of the expected gradient: {result.gradient_norm2}."]
+    lines = [f"This study {result.study['ended']}."] if result.study.get("ended") else []
+    lines += [f"Signal |μ|², the squared norm of the expected gradient: {result.gradient_norm2}."]
     total = result.noise_scale["total"]
     if total.resolved:
         lines.append(f"Noise is as large as the signal at a batch of {total} {result.unit}s.")
