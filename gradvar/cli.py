@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
-        status = _fail("out of memory; lower --memory, --masks, --groups or --max-length", 2)
+        status = _fail("out of memory; lower --memory, --masks, --dropout, --groups or --max-length", 2)
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -73,6 +73,9 @@ def decompose(
     ] = None,
     sentences: Annotated[int, typer.Option(help="Sentences sampled from the data.")] = 64,
     masks: Annotated[int, typer.Option(help="Masks of each sentence, at least 2.")] = 8,
+    dropout: Annotated[
+        int | None, typer.Option(help="Dropouts of each mask, at least 2: a third level. [default: dropout is off]")
+    ] = None,
     groups: Annotated[int, typer.Option(help="Groups of sentences, for the intervals of |mu|^2 and noise scale.")] = 8,
     mask_rate: Annotated[float, typer.Option(help="Share of the positions that are targets.")] = 0.15,
     max_length: Annotated[int, typer.Option(help="Tokens of a sentence, special tokens included.")] = 128,
@@ -101,9 +104,9 @@ def decompose(
         bool, typer.Option("--allow-random-head", help="Accept weights without MLM head.")
     ] = False,
 ) -> None:
-    """Split the gradient variance of a masked LM into data and mask, layer by layer."""
+    """Split the gradient variance of a masked LM into data, mask and (--dropout) dropout, layer by layer."""
     corruption = _replacement(replacement)
-    _check_numbers(sentences, masks, groups, mask_rate, max_length, seed)
+    _check_numbers(sentences, masks, dropout, groups, mask_rate, max_length, seed)
     if save_cells and out is None:
         raise GradvarError("--save-cells needs --out, the folder to write to")
     if out is not None:
@@ -130,12 +133,13 @@ def decompose(
             mask_rate=mask_rate,
             replacement=corruption,
             weighting=weighting,
+            dropout=dropout is not None,
         )
     with _Progress(console) as progress:
         result = gradvar.decompose(
             objective,
             sentences=sentences,
-            masks=masks,
+            masks=masks if dropout is None else (masks, dropout),
             groups=groups,
             seed=seed,
             engine=engine,
@@ -162,12 +166,16 @@ def decompose(
         typer.echo(f"\nwrote {out}: {names}")
 
 
-def _check_numbers(sentences: int, masks: int, groups: int, mask_rate: float, max_length: int, seed: int) -> None:
+def _check_numbers(
+    sentences: int, masks: int, dropout: int | None, groups: int, mask_rate: float, max_length: int, seed: int
+) -> None:
     """Refuse impossible numbers before anything is loaded."""
     if sentences < 2:
         raise GradvarError(f"--sentences {sentences}: the data variance needs at least 2 sentences")
     if masks < 2:
         raise GradvarError(f"--masks {masks}: the mask variance is not identifiable with fewer than 2 masks a sentence")
+    if dropout is not None and dropout < 2:
+        raise GradvarError(f"--dropout {dropout}: the dropout variance is not identifiable with fewer than 2 a mask")
     if not 1 <= groups <= sentences:
         raise GradvarError(f"--groups {groups} must be between 1 and --sentences {sentences}")
     if not 0 < mask_rate < 1:
