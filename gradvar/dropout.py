@@ -51,15 +51,15 @@ def keyed_dropout(model: nn.Module, keys: Tensor) -> Iterator[KeyedDropout]:
         Counts the calls of dropout.
 
     Raises:
-        GradvarError: If the model checkpoints gradients, or in the block if a dropout's input has not the cells in
-            front, or if it is of a kind that is not replaced.
+        GradvarError: If the model checkpoints gradients, if a dropout's input has not the cells in front or is of a
+            kind that is not replaced, or if anything else in the block drew random numbers.
     """
     modules = {module: module.training for module in model.modules()}
     if any(getattr(module, "gradient_checkpointing", False) for module in modules):
         raise GradvarError(
-            "gradient checkpointing runs dropout a second time, without its keys; call "
-            "model.gradient_checkpointing_disable()"
+            "gradient checkpointing runs dropout a second time, without its keys; switch it off in the model"
         )
+    before = _generators(keys.device)
     try:
         for module in modules:
             module.training = not isinstance(module, _NormBase)
@@ -68,6 +68,16 @@ def keyed_dropout(model: nn.Module, keys: Tensor) -> Iterator[KeyedDropout]:
     finally:
         for module, training in modules.items():
             module.training = training
+    if not all(map(torch.equal, before, _generators(keys.device))):
+        raise GradvarError(
+            "the loss draws random numbers beside the model's dropout, such as LayerDrop's, and no key decides them; "
+            "switch that off, or draw them in the objective's draw"
+        )
+
+
+def _generators(device: torch.device) -> list[Tensor]:
+    """States of the generators that a model may draw from."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 class KeyedDropout(TorchFunctionMode):
