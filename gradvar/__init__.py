@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradvar.decomposition.estimate import Estimate
     from gradvar.demo import DEMO_CHECKPOINT, DEMO_TEXT
+    from gradvar.dropout import keyed_dropout
     from gradvar.errors import GradvarError
     from gradvar.huggingface.corpus import Corpus, load_corpus
     from gradvar.huggingface.masked_lm import MaskedLM
+    from gradvar.masking.cells import Cells
     from gradvar.masking.corruption import Replacement
     from gradvar.objective import Objective
     from gradvar.report.result import Decomposition, Layer
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 # Public names are imported when first used, so that `gradvar --help` need not import torch.
 _HOMES = {
+    "Cells": "gradvar.masking.cells",
     "Corpus": "gradvar.huggingface.corpus",
     "DEMO_CHECKPOINT": "gradvar.demo",
     "DEMO_TEXT": "gradvar.demo",
@@ -36,6 +39,7 @@ _HOMES = {
     "Replacement": "gradvar.masking.corruption",
     "check_engine": "gradvar.verify",
     "decompose": "gradvar.study",
+    "keyed_dropout": "gradvar.dropout",
     "load_corpus": "gradvar.huggingface.corpus",
     "write_report": "gradvar.report.writer",
 }
@@ -43,6 +47,7 @@ _HOMES = {
 __all__ = [
     "DEMO_CHECKPOINT",
     "DEMO_TEXT",
+    "Cells",
     "Corpus",
     "Decomposition",
     "EngineCheck",
@@ -54,6 +59,7 @@ __all__ = [
     "Replacement",
     "check_engine",
     "decompose",
+    "keyed_dropout",
     "load_corpus",
     "write_report",
 ]

@@ -80,6 +80,9 @@ def decompose(
     ] = None,
     sentences: Annotated[int, typer.Option(help="Sentences sampled from the data.")] = 64,
     masks: Annotated[int, typer.Option(help="Masks of each sentence, at least 2.")] = 8,
+    dropout: Annotated[
+        int | None, typer.Option(help="Dropouts of each mask, at least 2: a third level. [default: dropout is off]")
+    ] = None,
     precision: Annotated[
         float | None, typer.Option(help="Add sentences until half-widths are this part of a cell's variance.")
     ] = None,
@@ -111,9 +114,9 @@ def decompose(
         bool, typer.Option("--allow-random-head", help="Accept weights without MLM head.")
     ] = False,
 ) -> None:
-    """Split the gradient variance of a masked LM into data and mask, layer by layer."""
+    """Split the gradient variance of a masked LM into data, mask and (--dropout) dropout, layer by layer."""
     corruption = _replacement(replacement)
-    _check_numbers(sentences, masks, mask_rate, max_length, seed)
+    _check_numbers(sentences, masks, dropout, mask_rate, max_length, seed)
     if save_cells and out is None:
         raise GradvarError("--save-cells needs --out, the folder to write to")
     if out is not None:
@@ -142,12 +145,13 @@ def decompose(
                 mask_rate=mask_rate,
                 replacement=corruption,
                 weighting=weighting,
+                dropout=dropout is not None,
             )
         with _Progress(console) as progress:
             result = gradvar.decompose(
                 objective,
                 sentences=sentences,
-                masks=masks,
+                masks=masks if dropout is None else (masks, dropout),
                 precision=precision,
                 max_sentences=max_sentences,
                 seed=seed,
@@ -177,12 +181,16 @@ def decompose(
         typer.echo(f"\nwrote {out}: {names}")
 
 
-def _check_numbers(sentences: int, masks: int, mask_rate: float, max_length: int, seed: int) -> None:
+def _check_numbers(
+    sentences: int, masks: int, dropout: int | None, mask_rate: float, max_length: int, seed: int
+) -> None:
     """Refuse impossible numbers before anything is loaded."""
     if sentences < 2:
         raise GradvarError(f"--sentences {sentences}: the data variance needs at least 2 sentences")
     if masks < 2:
         raise GradvarError(f"--masks {masks}: the mask variance is not identifiable with fewer than 2 masks a sentence")
+    if dropout is not None and dropout < 2:
+        raise GradvarError(f"--dropout {dropout}: the dropout variance is not identifiable with fewer than 2 a mask")
     if not 0 < mask_rate < 1:
         raise GradvarError(f"--mask-rate {mask_rate} is not between 0 and 1")
     if max_length < 1:

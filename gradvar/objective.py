@@ -13,7 +13,13 @@ class Objective(Protocol):
 
     The outermost level is a datum drawn from a population (for a masked LM, a sentence); each inner level
     is drawn again for every draw of the one around it (a mask of that sentence). A *cell* is one draw at
-    every level. :class:`gradvar.MaskedLM` is one objective.
+    every level. :class:`gradvar.MaskedLM` is one objective; any object with these attributes and methods is another,
+    whatever its class. :class:`gradvar.Cells` makes draws that are functions of their indices,
+    :func:`gradvar.keyed_dropout` makes dropout one of them.
+
+    An objective may also have ``layer_group(layer) -> str``, the group of a module in reports; ``describe() ->
+    {"study": ..., "provenance": ...}``, what its JSON should say; ``for_vmap(batch) -> batch``, the same cells in a
+    form that runs under `torch.func.vmap`; and ``seconds_per_datum``, what one more datum costs.
 
     Attributes:
         model: The module whose parameters' gradients are studied, in evaluation mode.
@@ -45,11 +51,12 @@ class Objective(Protocol):
         """Run the model; return the ``[cells]`` losses, each a function of its own cell alone."""
         ...
 
-    def layer_group(self, layer: str) -> str:
-        """Name the group of a layer in reports, such as ``attention``."""
-        ...
+
+def is_masked_lm(levels: Sequence[str]) -> bool:
+    """Whether levels are those of a masked LM, whose data are sentences."""
+    return tuple(levels) in (("data", "mask"), ("data", "mask", "dropout"))
 
 
 def unit_of(levels: Sequence[str]) -> str:
-    """Name one draw of the outermost level: a sentence, for the data of a masked LM."""
-    return "sentence" if levels[0] == "data" else f"{levels[0]} draw"
+    """Name one draw of the outermost level: a sentence, for a masked LM."""
+    return "sentence" if is_masked_lm(levels) else f"{levels[0]} draw"

@@ -18,13 +18,16 @@ from gradvar.decomposition.components import Components
 from gradvar.decomposition.moments import total
 from gradvar.errors import GradvarError
 from gradvar.measure import Goal, Measurement, measure
-from gradvar.objective import Objective, unit_of
+from gradvar.objective import Objective, is_masked_lm, unit_of
 from gradvar.persample.parameters import compile_pattern
 from gradvar.report.result import Decomposition, Layer
 from gradvar.runner import check_engine_name
 
 if TYPE_CHECKING:
     from gradvar.huggingface.masked_lm import MaskedLM
+
+_OPTIONS = {"data": "sentences", "mask": "masks", "dropout": "dropout"}
+"""What sets the draws of each of a masked LM's levels, here and on the command line."""
 
 
 def decompose(
@@ -47,7 +50,8 @@ def decompose(
     Args:
         objective: A masked LM (:class:`gradvar.MaskedLM`) or any :class:`~gradvar.Objective`.
         sentences: Draws of the outermost level (data).
-        masks: Draws at each inner level; one number if there is one inner level.
+        masks: Draws at each inner level, such as ``(8, 2)`` for 8 masks with 2 draws of dropout each; one number
+            if there is one inner level.
         precision: Add groups of sentences until the half-width of every component's interval is at most this part
             of the variance of one cell, and that of every share at most this; ``sentences`` is then the first look.
         max_sentences: Most sentences of a study with ``precision``; None takes all there are.
@@ -93,8 +97,7 @@ def decompose(
             measured.seconds_per_cell if cost_mask is None else cost_mask,
         ),
         study={
-            "sentences": len(measured.data),
-            "masks": masks if isinstance(masks, int) else list(masks),
+            **_study_counts(levels, (len(measured.data), *counts[1:])),
             **({"precision": precision, "max_sentences": goal.most, "ended": measured.ended} if goal else {}),
             **described.get("study", {}),
             "engine": measured.engine,
@@ -169,13 +172,14 @@ def cell_table(objective: MaskedLM, result: Decomposition) -> dict[str, list[Any
     Returns:
         Columns by name, a value a cell.
     """
-    table = objective.cell_table(result.data.tolist(), result.losses.shape[1], result.study["seed"])
+    table = objective.cell_table(result.data.tolist(), result.statistics.counts[1:], result.study["seed"])
     norms = result.statistics.moments.cell_norm2
     return table | {"loss": result.losses.ravel().tolist(), "grad_norm2": norms.ravel().tolist()}
 
 
 def _check_counts(objective: Objective, counts: tuple[int, ...]) -> None:
-    names = ("--sentences", "--masks") if tuple(objective.levels) == ("data", "mask") else tuple(objective.levels)
+    levels = tuple(objective.levels)
+    names = [f"--{_OPTIONS[level]}" for level in levels] if is_masked_lm(levels) else levels
     if len(counts) != len(objective.levels):
         raise GradvarError(
             f"{len(counts)} numbers of draws for the levels {', '.join(objective.levels)}; give one each"
@@ -183,6 +187,13 @@ def _check_counts(objective: Objective, counts: tuple[int, ...]) -> None:
     for name, count in zip(names, counts, strict=True):
         if count < 2:
             raise GradvarError(f"{name} {count}: the variance of a level needs at least 2 draws of it")
+
+
+def _study_counts(levels: tuple[str, ...], counts: tuple[int, ...]) -> dict[str, Any]:
+    """Say how many draws each level had: by the options' names, or ``masks`` for all inner levels of a user's own."""
+    if is_masked_lm(levels):
+        return {_OPTIONS[level]: count for level, count in zip(levels, counts, strict=True)}
+    return {"sentences": counts[0], "masks": counts[1] if len(counts) == 2 else list(counts[1:])}
 
 
 def _layers(objective: Objective, measured: Measurement, levels: tuple[str, ...]) -> tuple[Layer, ...]:

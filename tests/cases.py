@@ -26,8 +26,18 @@ ARCHITECTURES = ("bert", "modernbert", "roberta", "distilbert", "albert", "elect
 ONE_PASS = tuple(kind for kind in ARCHITECTURES if kind != "deberta-v2")
 
 
-def config(kind: str, vocabulary: int, width: int, tied: bool, attention: str) -> PreTrainedConfig:
-    """A two-layer configuration; RoBERTa's family counts positions from the padding's on."""
+# What the configurations call their dropout rates.
+_RATES = {
+    "distilbert": ("dropout", "attention_dropout"),
+    "modernbert": ("embedding_dropout", "attention_dropout", "mlp_dropout"),
+}
+
+
+def config(
+    kind: str, vocabulary: int, width: int, tied: bool, attention: str, rate: float | None = None
+) -> PreTrainedConfig:
+    """A two-layer configuration; RoBERTa's family counts positions from the padding's on; `rate` sets its dropout."""
+    rates = dict.fromkeys(_RATES.get(kind, ("hidden_dropout_prob", "attention_probs_dropout_prob")), rate)
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "hidden_size": width}
     special: dict[str, object] = {}
     if kind == "distilbert":
@@ -50,13 +60,21 @@ def config(kind: str, vocabulary: int, width: int, tied: bool, attention: str) -
         attn_implementation="eager" if kind == "deberta-v2" else attention,
         **sizes,
         **special,
+        **({} if rate is None else rates),
     )
 
 
-def model(kind: str, vocabulary: int = 60, tied: bool = True, attention: str = "sdpa", width: int = 16) -> nn.Module:
+def model(
+    kind: str,
+    vocabulary: int = 60,
+    tied: bool = True,
+    attention: str = "sdpa",
+    width: int = 16,
+    rate: float | None = None,
+) -> nn.Module:
     """A two-layer float64 masked LM whose every parameter, biases and norms included, is random."""
     torch.manual_seed(1)
-    built = AutoModelForMaskedLM.from_config(config(kind, vocabulary, width, tied, attention)).double().eval()
+    built = AutoModelForMaskedLM.from_config(config(kind, vocabulary, width, tied, attention, rate)).double().eval()
     with torch.no_grad():
         for parameter in built.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
@@ -73,7 +91,7 @@ def corpus(lengths: list[int], vocabulary: int = 60, seed: int = 0) -> Corpus:
 def objective(kind: str = "bert", padded: bool = False, sentences: int = 12, **options: object) -> MaskedLM:
     """A masked LM over random sentences; `padded` gives them different lengths."""
     lengths = [12 - (3 * i) % 5 for i in range(sentences)] if padded else [12] * sentences
-    keys = ("tied", "attention", "width")
+    keys = ("tied", "attention", "width", "rate")
     built = model(kind, **{key: options.pop(key) for key in keys if key in options})
     return MaskedLM(built, tokenizer(), corpus(lengths), mask_rate=options.pop("mask_rate", 0.3), **options)
 

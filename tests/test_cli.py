@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 import tomllib
+from itertools import product
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -88,6 +90,25 @@ def test_json_is_all_there_is_on_stdout(decompose):
     assert printed["study"].items() >= {"sentences": 6, "masks": 2, "max_length": 12}.items()
     assert "12/12 cells" in err
     assert CELLS not in os.listdir("report")
+
+
+def test_dropout_is_a_third_level_everywhere(decompose):
+    code, out, _ = decompose("--save-cells", out="report", dropout=3)
+    assert code == 0
+    assert "from 6 sentences × 2 masks × 3 dropouts" in out
+    printed = json.loads(Path("report/decomposition.json").read_text())
+    assert printed["levels"] == ["data", "mask", "dropout"]
+    assert printed["study"].items() >= {"sentences": 6, "masks": 2, "dropout": 3}.items()
+    for part in (printed, *printed["layers"]):
+        assert set(part["components"]) == {"data", "mask", "dropout"}
+    cells = pandas.read_parquet(f"report/{CELLS}")
+    assert list(zip(cells["mask"], cells["dropout"], strict=True)) == list(product(range(2), range(3))) * 6
+    assert cells["sentence"].nunique() == 6
+    by_mask = cells.assign(ids=cells["corrupted_ids"].map(tuple)).groupby(["sentence", "mask"])
+    assert by_mask["ids"].nunique().eq(1).all()
+    assert by_mask["loss"].nunique().eq(3).all()
+    total = pandas.read_csv("report/layers.csv").iloc[0]
+    assert total["variance_dropout"] == pytest.approx(printed["components"]["dropout"]["estimate"])
 
 
 def test_every_option_reaches_the_study(decompose):
@@ -206,6 +227,10 @@ BAD = [
     ({"precision": 0}, "--precision 0.0 is not between 0 and 1"),
     ({"max_sentences": 9}, "--max-sentences bounds a study that grows; give --precision too"),
     ({"precision": 0.1, "max_sentences": 5}, "--max-sentences 5 is less than --sentences 6"),
+    ({"dropout": 1}, "--dropout 1: the dropout variance is not identifiable"),
+    ({"dropout": 0}, "--dropout 0: the dropout variance is not identifiable"),
+    ({"dropout": "some"}, "--dropout valid"),
+    ({"dropout": 2, "checkpoint": "{place}/modernbert"}, "ModernBertForMaskedLM has no dropout leave --dropout out"),
     *(({"mask_rate": rate}, f"--mask-rate {rate} is not between 0 and 1") for rate in (0.0, 1.0, -0.1, "nan", "inf")),
     ({"mask_rate": "high"}, "--mask-rate valid"),
     ({"max_length": 33}, "--max-length 33 is beyond the 32 positions"),
@@ -236,9 +261,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("options", "words"), BAD, ids=[" ".join(f"{name} {value}" for name, value in o.items()) for o, _ in BAD]
-)
+@pytest.mark.parametrize(("options", "words"), BAD, ids=[" ".join(f"{k} {v}" for k, v in o.items()) for o, _ in BAD])
 def test_bad_input_gets_one_line_and_leaves_nothing(decompose, place, options, words):
     before = sorted(place.rglob("*"))
     code, out, err = decompose(**({"out": "new/report"} | options))

@@ -54,7 +54,7 @@ def test_three_levels_through_the_public_function(engine):
     assert "two levels" in result.headroom["importance"].reason
     assert "two levels" in result.advice.variance_ratio_to_one_mask.reason
     json.dumps(result.to_json(), allow_nan=False)
-    assert "10 sentences × 4 × 3 noises" in repr(result)
+    assert "10 data draws × 4 views × 3 noises" in repr(result)
 
 
 @pytest.mark.parametrize("kind", ["bert", "modernbert"])
@@ -167,5 +167,5 @@ def test_non_finite_gradients_are_named(monkeypatch):
         def losses(self, batch):
             return (self.model(torch.ones_like(batch["x"])).squeeze(1) * batch["x"][:, 0]).abs().sqrt()
 
-    with pytest.raises(GradvarError, match="gradient of 'weight' of sentence"):
+    with pytest.raises(GradvarError, match="gradient of 'weight' of data draw"):
         gradvar.decompose(Root(), sentences=6, masks=2)

@@ -1,9 +1,11 @@
-"""The masked-LM objective: sentences at the outer level, masks with their corruption at the inner one."""
+"""The masked-LM objective: sentences at the outer level, masks with their corruption inside, dropout inside those."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradvar.dropout import keyed_dropout
 from gradvar.errors import GradvarError
 from gradvar.huggingface.checkpoint import load_checkpoint
 from gradvar.huggingface.corpus import Corpus, load_corpus
 from gradvar.huggingface.forward import heads_by_position, logits_at, prepared_masks
+from gradvar.masking.cells import Cells
 from gradvar.masking.corruption import Replacement, corrupt
 from gradvar.masking.hashing import hash_key
 from gradvar.masking.uniform import target_count, uniform_subset
@@ -32,7 +36,8 @@ class MaskedLM:
     ``k = max(1, floor(mask_rate T + 1/2))`` targets, uniform over k-subsets, and its corruption. Its loss
     is ``w(x)/k sum_{i in S} -log p(x_i | corrupted x)`` with ``w = 1`` (``sentence``) or
     ``w = k(x) / mean k`` over the corpus (``token``). Special tokens are never targets and never random
-    replacements. Dropout is off.
+    replacements. Dropout is off, or (``dropout``) a third level: each mask is then seen through several draws of
+    the model's dropout, at the rates that the model has.
 
     Args:
         model: Hugging Face masked LM; it is put in evaluation mode.
@@ -41,12 +46,13 @@ class MaskedLM:
         mask_rate: Share of the maskable positions that become targets, in (0, 1).
         replacement: Probabilities of the corruptions.
         weighting: ``sentence`` gives every cell weight one; ``token`` weighs it by its targets.
+        dropout: Make the model's dropout the innermost of three levels.
 
     Raises:
-        GradvarError: If a value is out of range or a sentence has no maskable position.
+        GradvarError: If a value is out of range, a sentence has no maskable position, or ``dropout`` is asked for
+            and the model has none, or one that all cells of a batch share.
     """
 
-    levels: tuple[str, ...] = ("data", "mask")
     checkpoint: str | None = None
     checkpoint_sha256: str | None = None
 
@@ -59,6 +65,7 @@ class MaskedLM:
         mask_rate: float = 0.15,
         replacement: Replacement = Replacement(),
         weighting: Weighting = "sentence",
+        dropout: bool = False,
     ) -> None:
         if not 0 < mask_rate < 1:
             raise GradvarError(f"--mask-rate {mask_rate} is not between 0 and 1")
@@ -67,6 +74,7 @@ class MaskedLM:
         if tokenizer.mask_token_id is None:
             raise GradvarError("the tokenizer has no mask token; a masked LM needs one")
         self.model = model.eval()
+        self.levels: tuple[str, ...] = ("data", "mask", "dropout") if dropout else ("data", "mask")
         self.corpus = corpus
         self.mask_rate = mask_rate
         self.replacement = replacement
@@ -83,7 +91,10 @@ class MaskedLM:
                 "nothing in it can be masked"
             )
         sample = torch.from_numpy(corpus.sequences[0].astype(np.int64)).unsqueeze(0)
-        self._gather_first = heads_by_position(model, sample.to(next(model.parameters()).device))
+        sample = sample.to(next(model.parameters()).device)
+        self._gather_first = heads_by_position(model, sample)
+        if dropout:
+            _check_dropout(model, sample)
         self._counts = target_count(torch.from_numpy(maskable), mask_rate)
         mean = self._counts.double().mean()
         self._weights = self._counts / mean if weighting == "token" else torch.ones(len(corpus), dtype=torch.float64)
@@ -111,7 +122,7 @@ class MaskedLM:
             dtype: ``float32`` or ``float64``, whatever the checkpoint holds.
             device: ``cpu``, ``cuda`` or ``cuda:N``.
             allow_random_head: Accept a checkpoint without a masked-LM head.
-            **options: ``mask_rate``, ``replacement`` and ``weighting``.
+            **options: ``mask_rate``, ``replacement``, ``weighting`` and ``dropout``.
 
         Returns:
             The objective.
@@ -133,25 +144,26 @@ class MaskedLM:
         return len(self.corpus)
 
     def draw(self, data: Sequence[int], draws: tuple[int, ...], seed: int) -> Batch:
-        """Draw the masks and corruptions of some sentences.
+        """Draw the masks and corruptions of some sentences, and the keys of their dropout.
 
         Every choice is a hash of (seed, sentence, mask index, position), so it depends on nothing else:
-        not on the chunk, the order, the padding or the device.
+        not on the chunk, the order, the padding or the device. A dropout's mask hashes (seed, sentence, mask index,
+        dropout index, its number in the model's forward, element); see :func:`gradvar.keyed_dropout`.
 
         Args:
             data: ``[sentences]`` indices into the corpus.
-            draws: ``(masks,)``, masks a sentence.
+            draws: ``(masks,)`` of each sentence, or ``(masks, dropouts)``, dropouts of each mask.
             seed: Seed of every choice.
 
         Returns:
-            With ``cells = sentences * masks`` rows, a sentence's masks together: ``input_ids``
-            ``[cells, positions]`` corrupted, ``attention_mask`` of that shape where something is padded,
-            ``target_positions``, ``target_ids`` and ``target_weights`` ``[cells, targets]``, whose
-            surplus slots (fewer targets than the longest sentence) have weight zero.
+            With ``cells = sentences * masks`` (``* dropouts``) rows, a sentence's masks and a mask's dropouts
+            together: ``input_ids`` ``[cells, positions]`` corrupted, ``attention_mask`` of that shape where
+            something is padded, ``target_positions``, ``target_ids`` and ``target_weights`` ``[cells, targets]``,
+            whose surplus slots (fewer targets than the longest sentence) have weight zero; ``dropout`` ``[cells]``
+            keys, where it is a level.
         """
-        (masks,) = draws
+        cells = Cells(data, draws, seed)
         device = next(self.model.parameters()).device
-        sentence = torch.as_tensor(list(data))
         rows = [torch.from_numpy(self.corpus.sequences[i].astype(np.int64)) for i in data]
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
         padding = ids < 0
@@ -159,16 +171,15 @@ class MaskedLM:
         maskable = ~torch.from_numpy(self._special)[ids] & ~padding
 
         def spread(x: Tensor) -> Tensor:
-            return x.to(device).repeat_interleave(masks, dim=0)
+            return x.to(device).repeat_interleave(prod(draws), dim=0)
 
         ids, maskable, padding = spread(ids), spread(maskable), spread(padding)
-        counts, weights = spread(self._counts[sentence]), spread(self._weights[sentence])
-        mask = torch.arange(masks, device=device).repeat(len(rows))
-        cell = hash_key(seed, spread(sentence), mask).unsqueeze(1)
+        counts, weights = self._counts[cells.datum].to(device), self._weights[cells.datum].to(device)
+        mask = cells.keys[:, 1:2].to(device)
         position = torch.arange(ids.shape[1], device=device)
 
         def stream(purpose: int, at: Tensor) -> Tensor:
-            return hash_key(purpose, cell, at)
+            return hash_key(purpose, mask, at)
 
         targets, valid = uniform_subset(stream(_POSITION, position), maskable, counts)
         target_ids = ids.gather(1, targets)
@@ -188,6 +199,8 @@ class MaskedLM:
         }
         if bool(padding.any()):
             batch["attention_mask"] = (~padding).long()
+        if "dropout" in self.levels:
+            batch["dropout"] = cells.keys[:, 2].to(device)
         return batch
 
     def losses(self, batch: Batch) -> Tensor:
@@ -203,7 +216,8 @@ class MaskedLM:
         kinds = [name for name in batch if name.startswith("attention_mask.")]
         if kinds:
             inputs["attention_mask"] = {name.removeprefix("attention_mask."): batch[name] for name in kinds}
-        logits = logits_at(self.model, batch["target_positions"], self._gather_first, **inputs)
+        with keyed_dropout(self.model, batch["dropout"]) if "dropout" in batch else nullcontext():
+            logits = logits_at(self.model, batch["target_positions"], self._gather_first, **inputs)
         targets = batch["target_ids"]
         nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
         return (nll * batch["target_weights"].to(nll.dtype)).sum(dim=1)
@@ -261,21 +275,32 @@ class MaskedLM:
             },
         }
 
-    def cell_table(self, data: Sequence[int], masks: int, seed: int) -> dict[str, list[Any]]:
+    def cell_table(self, data: Sequence[int], draws: tuple[int, ...], seed: int) -> dict[str, list[Any]]:
         """Return what each cell was, for `cells.parquet`: columns by name, a value a cell."""
-        table: dict[str, list[Any]] = {
-            name: []
-            for name in ("sentence", "mask", "input_ids", "corrupted_ids", "target_positions", "target_ids", "weight")
-        }
+        names = ("sentence", *self.levels[1:], "input_ids", "corrupted_ids", "target_positions", "target_ids", "weight")
+        table: dict[str, list[Any]] = {name: [] for name in names}
         for sentence in data:
             original = self.corpus.sequences[sentence].tolist()
-            batch = {name: tensor.cpu() for name, tensor in self.draw([sentence], (masks,), seed).items()}
-            for mask in range(masks):
+            batch = {name: tensor.cpu() for name, tensor in self.draw([sentence], draws, seed).items()}
+            for cell, indices in enumerate(np.ndindex(*draws)):
                 table["sentence"].append(int(sentence))
-                table["mask"].append(mask)
+                for level, index in zip(self.levels[1:], indices, strict=True):
+                    table[level].append(index)
                 table["input_ids"].append(original)
-                table["corrupted_ids"].append(batch["input_ids"][mask].tolist())
-                table["target_positions"].append(batch["target_positions"][mask].tolist())
-                table["target_ids"].append(batch["target_ids"][mask].tolist())
+                table["corrupted_ids"].append(batch["input_ids"][cell].tolist())
+                table["target_positions"].append(batch["target_positions"][cell].tolist())
+                table["target_ids"].append(batch["target_ids"][cell].tolist())
                 table["weight"].append(float(self._weights[sentence]))
         return table
+
+
+def _check_dropout(model: nn.Module, sample: Tensor) -> None:
+    """Refuse a model whose dropout is no level of randomness: there is none, or cells share it."""
+    pair = sample.expand(2, -1)
+    with torch.no_grad(), keyed_dropout(model, torch.arange(2)) as dropout:
+        model(input_ids=pair)
+    if not dropout.calls:
+        raise GradvarError(
+            f"{type(model).__name__} has no dropout: every rate in its configuration is 0; leave --dropout out, or "
+            "set its rates"
+        )

@@ -27,9 +27,9 @@ def summary(result: Decomposition) -> str:
 
 def render(result: Decomposition) -> RenderableType:
     """Build what a terminal shows."""
-    study = result.study
-    draws = study["masks"] if isinstance(study["masks"], int) else " × ".join(map(str, study["masks"]))
-    title = f"Gradient variance of one cell, from {study['sentences']} {result.unit}s × {draws} {result.levels[-1]}s"
+    names = (result.unit, *result.levels[1:])
+    draws = " × ".join(f"{n} {name}s" for n, name in zip(result.statistics.counts, names, strict=True))
+    title = f"Gradient variance of one cell, from {draws}"
     source = result.provenance.get("checkpoint")
     parts: list[RenderableType] = [Text(title, style="bold")]
     parts += [Text(str(source), style="dim")] if source else []
