@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from gradvar.persample.check import autograd_gradients, check_deterministic, tol
 from gradvar.persample.parameters import select
 from gradvar.runner import check_engine_name, make_engine
 
+_FLOORS: Final = {torch.float64: 1e-8}  # of the whole gradient; see EngineCheck.errors
+
 
 @dataclass(frozen=True)
 class EngineCheck:
@@ -23,7 +26,8 @@ class EngineCheck:
     Attributes:
         engine: Its name.
         errors: Largest error by parameter: of a cell's norm, of the mean gradient of a datum and of the sum of
-            squares within it, each relative to autograd's (or to 1e-8 of the whole gradient's, if that is larger).
+            squares within it, each relative to autograd's, or to 1e-8 of the whole gradient's if that is larger (1e-3
+            of it, unless in float64: rounding leaves that much of the gradient of a key bias, which is zero).
         worst: Name of the parameter with the largest error.
         error: That error.
         tolerance: What the always-on check allows: 1e-3, in float64 1e-7.
@@ -79,43 +83,47 @@ def check_engine(
     check_engine_name(engine)
     if len(objective) < data:
         raise GradvarError(f"asked for {data} data, but the population holds {len(objective)}")
-    counts = (data, *(draws for _ in objective.levels[1:]))
-    layout = even_layout(counts, data)  # a group a datum, so that its mean gradient can be read off
+    inner = tuple(draws for _ in objective.levels[1:])
+    layout = even_layout((1, *inner))  # of one datum, so that its mean gradient can be read off
     targets = select(objective.model, parameters)
-    batch = dict(objective.draw(list(range(data)), counts[1:], seed))
+    batch = dict(objective.draw(list(range(data)), inner, seed))
     check_deterministic(objective.losses, batch)
     device = targets[0].parameter.device
-    found = {id(t.parameter): MomentAccumulator(*t.shape, layout, t.parameter.dtype, device) for t in targets}
     chosen = make_engine(engine, objective, targets)
-    for datum in range(data):
-        cells = slice(datum * layout.cells, (datum + 1) * layout.cells)
-        chosen.accumulate(objective.losses, {name: x[cells] for name, x in batch.items()}, found, datum)
+    found = []
+    for start in range(0, data * layout.cells, layout.cells):
+        part = {name: x[start : start + layout.cells] for name, x in batch.items()}
+        found.append({id(t.parameter): MomentAccumulator(*t.shape, layout, t.parameter.dtype, device) for t in targets})
+        chosen.accumulate(objective.losses, part, found[-1], 0)
     by_cell = [
         autograd_gradients(objective.losses, {name: x[cell : cell + 1] for name, x in batch.items()}, objective.model)
         for cell in range(data * layout.cells)
     ]
     whole = torch.stack([torch.stack([g.double().norm() for g in cell.values()]).norm() for cell in by_cell]).max()
+    floor = float(whole) * _FLOORS.get(targets[0].parameter.dtype, 1e-3)
     errors = {}
     for target in targets:
         nothing = torch.zeros_like(target.parameter)
         gradients = torch.stack([cell.get(id(target.parameter), nothing) for cell in by_cell]).double()
         explicit = gradients.view(data, layout.cells, *target.shape)
-        errors[target.name] = _error(found[id(target.parameter)], explicit, whole)
+        errors[target.name] = max(
+            _error(accumulators[id(target.parameter)], cells, floor)
+            for accumulators, cells in zip(found, explicit, strict=True)
+        )
     worst = max(errors, key=lambda name: errors[name])
     return EngineCheck(chosen.name, errors, worst, errors[worst], tolerance_of(targets[0].parameter.dtype))
 
 
-def _error(found: MomentAccumulator, cells: Tensor, whole: Tensor) -> float:
-    """Largest relative error of what an accumulator holds of one parameter, ``cells[data, cells, rows, columns]``."""
-    means = cells.mean(dim=1)
-    norms, mean_norms = cells.flatten(2).norm(dim=2), means.flatten(1).norm(dim=1)
-    within = (cells - means.unsqueeze(1)).flatten(1).norm(dim=1)
+def _error(found: MomentAccumulator, cells: Tensor, floor: float) -> float:
+    """Largest relative error of what an accumulator holds of one datum, ``cells[cells, rows, columns]``."""
+    mean = cells.mean(dim=0)
+    norms, within = cells.flatten(1).norm(dim=1), (cells - mean).norm()
     draws = found.layout.draws
     below = found.squares.new_tensor([prod(draws[level:]) for level in range(1, len(draws) + 1)])
-    found_within = (found.squares[:, 1:] @ below).sqrt()
     gaps = [
-        ((found.cell_norm2.sqrt() - norms).abs(), norms),
-        ((found.sums.double() - means).flatten(1).norm(dim=1), mean_norms),
-        ((found_within - within).abs(), torch.maximum(within, mean_norms)),
+        ((found.cell_norm2[0].sqrt() - norms).abs(), norms),
+        ((found.sums.view_as(mean).double() - mean).norm(), mean.norm()),
+        (((found.squares[0, 1:] @ below).sqrt() - within).abs(), torch.maximum(within, mean.norm())),
     ]
-    return float(torch.stack([(gap / size.clamp(min=1e-8 * float(whole))).max() for gap, size in gaps]).max())
+    largest = torch.stack([(gap / size.clamp(min=floor)).max() for gap, size in gaps]).max()
+    return float(largest.nan_to_num(nan=inf))
