@@ -91,7 +91,8 @@ EXTRA: dict[str, dict[str, Any]] = {
     "ultravbert": {"text_config": SMALL | {"model_type": "ultrabert"}, "vision_config": VISION, "image_token_id": 59},
 }
 SINGLE = {
-    "longformer": "its positions come before the cells; in float32, as its softmax turns the masks of other types into infinities",
+    "longformer": "its positions come before the cells; in float32, as its softmax makes infinities of other types' "
+    "masks",
     "mra": "in float32, the only type that it mixes with; without a GPU its attention is zero",
 }
 NOTES = {

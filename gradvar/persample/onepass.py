@@ -210,9 +210,9 @@ class _Capture:
                         f"module '{path}' ({type(module).__name__}) returned shape {shape}, which has not the "
                         f"{self._cells} cells in front; use --engine reference"
                     )
-                x = x.expand(self._cells, *x.shape[1:])
+                x = _expand(x, self._cells)
                 args, kwargs = ((x, *args[1:]), kwargs) if args else ((), {**kwargs, next(iter(kwargs)): x})
-                tensors = [y.expand(self._cells, *y.shape[1:]) for y in tensors]
+                tensors = [_expand(y, self._cells) for y in tensors]
                 watched = list(range(len(tensors)))
             call = Call(module, x, args, kwargs, [None] * len(tensors))
             for key in rules:
@@ -246,6 +246,11 @@ class _Capture:
         """Hand over the parameters some of whose outputs the loss never reached."""
         for key in list(self._calls):
             self._hand_over(key)
+
+
+def _expand(x: Tensor, cells: int) -> Tensor:
+    """Give every cell its own row of what is the same for all, such as the position ids."""
+    return x.expand(cells, *x.shape[1:])
 
 
 def _watchable(module: nn.Module, y: Tensor) -> tuple[Tensor, Tensor]:

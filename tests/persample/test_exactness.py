@@ -13,8 +13,9 @@ from gradvar.persample.onepass import OnePass
 from gradvar.persample.parameters import select
 from gradvar.persample.reference import Reference
 from tests import cases
+from tests.persample import oracle
 
-SENTENCES, MASKS = 4, 3
+SENTENCES, MASKS = COUNTS = 4, 3
 # Biases that an untied head owns beside its decoder's, and never uses.
 HEAD_BIASES = ("cls.predictions.bias", "lm_head.bias", "predictions.bias")
 MODELS = [
@@ -24,34 +25,9 @@ MODELS = [
 
 
 def study(kind, tied, attention, padded, dtype=torch.float64):
-    objective = cases.objective(kind, padded, tied=tied, attention=attention)
+    objective = cases.objective(kind, padded, inner_pads=True, tied=tied, attention=attention)
     objective.model.to(dtype)
     return objective, objective.draw(range(SENTENCES), (MASKS,), seed=3)
-
-
-def loop(objective, batch, targets):
-    """Explicit gradients `[cells, rows, columns]`, a backward pass a cell."""
-    rows = []
-    for cell in range(SENTENCES * MASKS):
-        loss = objective.losses({name: tensor[cell : cell + 1] for name, tensor in batch.items()}).sum()
-        found = torch.autograd.grad(loss, [t.parameter for t in targets], allow_unused=True)
-        rows.append([torch.zeros_like(t.parameter) if g is None else g for g, t in zip(found, targets, strict=True)])
-    return [torch.stack(column).view(-1, *t.shape) for column, t in zip(zip(*rows, strict=True), targets, strict=True)]
-
-
-def accumulate(engine, objective, batch, targets, chunks=(SENTENCES,)):
-    """A group a sentence, so that every sentence's mean gradient can be read off."""
-    layout = even_layout((SENTENCES, MASKS), SENTENCES)
-    accumulators = {id(t.parameter): MomentAccumulator(*t.shape, layout, t.parameter.dtype) for t in targets}
-    for start in range(SENTENCES):
-        part = {name: x[start * MASKS : (start + 1) * MASKS] for name, x in batch.items()}
-        engine.accumulate(objective.losses, part, accumulators, start)
-    return [accumulators[id(t.parameter)] for t in targets]
-
-
-def relative(error, gradient, whole):
-    """Error relative to max(|g_p|, 1e-8 |g|)."""
-    return float(error / max(gradient, 1e-8 * whole))
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -62,26 +38,11 @@ def test_exact_per_cell_sentence_and_grand_mean(make, kind, tied, attention, pad
         pytest.skip("refused: see test_deberta_goes_by_the_reference_engine")
     objective, batch = study(kind, tied, attention, padded)
     targets = select(objective.model)
-    explicit = loop(objective, batch, targets)
-    whole = torch.stack([g.norm() for g in explicit]).norm()
-    found = accumulate(make(objective.model, targets), objective, batch, targets)
-    zeros = []
-    for target, g, accumulator in zip(targets, explicit, found, strict=True):
-        by_sentence = g.view(SENTENCES, MASKS, *target.shape)
-        means = by_sentence.mean(dim=1)
-        norms = accumulator.cell_norm2.flatten().sqrt()
-        for cell, norm in enumerate(norms):
-            assert relative(abs(norm - g[cell].norm()), g[cell].norm(), whole) < 1e-9, (target.name, cell)
-        sums = accumulator.sums
-        for sentence in range(SENTENCES):
-            gradient = means[sentence]
-            assert relative((sums[sentence] - gradient).norm(), gradient.norm(), whole) < 1e-9, (target.name, sentence)
-            within = (by_sentence[sentence] - gradient).norm()
-            assert relative(abs(accumulator.squares[sentence, 1].sqrt() - within), within, whole) < 1e-9, target.name
-        mean = means.mean(dim=0)
-        assert relative((accumulator.sums.mean(dim=0) - mean).norm(), mean.norm(), whole) < 1e-9, target.name
-        if g.norm() < 1e-12 * whole:
-            zeros.append(target.name)
+    errors = oracle.errors(make(objective.model, targets), objective, batch, targets, COUNTS)
+    assert {name: error for name, error in errors.items() if error > oracle.EXACT} == {}
+    gradients = oracle.explicit(objective.losses, batch, targets)
+    whole = torch.stack([g.norm() for g in gradients]).norm()
+    zeros = [t.name for t, g in zip(targets, gradients, strict=True) if g.norm() < 1e-12 * whole]
     # Adding a constant to all keys leaves attention as it is; an untied BERT head has a bias that it never uses.
     keys = ("attention.self.key.bias", "attention.key.bias", "k_lin.bias", "pos_key_proj.bias")
     expected = [n for n, _ in objective.model.named_parameters() if n.endswith(keys)]
@@ -109,7 +70,7 @@ def test_vmap_runs_with_the_masks_that_the_model_builds(kind, padded):
             objective.losses(objective.for_vmap(batch)), objective.losses(batch), rtol=1e-12, atol=0
         )
     engine = Reference(objective.model, targets := select(objective.model), objective.for_vmap)
-    accumulate(engine, objective, batch, targets)
+    oracle.accumulate(engine, objective.losses, batch, targets, COUNTS)
     assert engine.by_vmap
 
 
@@ -123,7 +84,7 @@ def test_masks_that_lose_the_sliding_window_are_noticed():
         return rest | {"attention_mask": full["attention_mask.full_attention"]}
 
     engine = Reference(objective.model, targets := select(objective.model), plain)
-    accumulate(engine, objective, batch, targets)
+    oracle.accumulate(engine, objective.losses, batch, targets, COUNTS)
     assert not engine.by_vmap
 
 
@@ -133,11 +94,11 @@ def test_float32_totals(kind, padded):
     """float32 keeps 24 bits; a sum over some thousand products may lose four decimal digits of its seven."""
     objective, batch = study(kind, True, "sdpa", padded)
     targets = select(objective.model)
-    explicit = loop(objective, batch, targets)
+    explicit = oracle.explicit(objective.losses, batch, targets)
     objective.model.float()
-    single = accumulate(OnePass(objective.model, targets), objective, batch, targets)
+    single = oracle.accumulate(OnePass(objective.model, targets), objective.losses, batch, targets, COUNTS)
     norm2 = sum(g.square().sum((1, 2)) for g in explicit)
-    within = sum(g.view(SENTENCES, MASKS, -1).var(dim=1, correction=0).sum(1) * MASKS for g in explicit)
+    within = sum(oracle.squares(g.view(*COUNTS, *t.shape))[:, 0] for g, t in zip(explicit, targets, strict=True))
     assert torch.allclose(sum(a.cell_norm2 for a in single).flatten(), norm2, rtol=1e-4)
     assert torch.allclose(sum(a.squares[:, 1] for a in single), within, rtol=1e-4)
 
@@ -170,7 +131,7 @@ def test_autograd_state_is_left_as_it_was():
     objective, batch = study("bert", True, "sdpa", False)
     frozen = objective.model.bert.embeddings.word_embeddings.weight.requires_grad_(False)
     targets = select(objective.model)
-    accumulate(OnePass(objective.model, targets), objective, batch, targets)
+    oracle.accumulate(OnePass(objective.model, targets), objective.losses, batch, targets, COUNTS)
     assert not frozen.requires_grad
     assert all(p.requires_grad for p in objective.model.parameters() if p is not frozen)
     assert all(p.grad is None for p in objective.model.parameters())

@@ -12,6 +12,7 @@ from gradvar.errors import GradvarError
 from gradvar.persample import onepass
 from gradvar.persample.onepass import OnePass
 from gradvar.persample.parameters import select
+from tests.persample import oracle
 
 SMALL = st.integers(1, 3)
 SHAPES = {"data": SMALL, "draws": SMALL, "positions": SMALL, "width": st.integers(2, 5)}
@@ -35,22 +36,13 @@ class Tied(nn.Module):
         return self.decoder(torch.tanh(self.mix(x)))
 
 
-def explicit(model, losses, batch, targets):
-    cells = len(next(iter(batch.values())))
-    rows = []
-    for cell in range(cells):
-        loss = losses({name: x[cell : cell + 1] for name, x in batch.items()}).sum()
-        rows.append(torch.autograd.grad(loss, [t.parameter for t in targets], materialize_grads=True))
-    return [torch.stack(g).view(cells, *t.shape) for g, t in zip(zip(*rows, strict=True), targets, strict=True)]
-
-
 def compare(model, losses, batch, data, draws):
     """Cell norms, sums of squares and the grand mean of every parameter, against the loop."""
     targets = select(model)
     layout = even_layout((data, draws), 1)
     accumulators = {id(t.parameter): MomentAccumulator(*t.shape, layout, torch.float64) for t in targets}
     OnePass(model, targets).accumulate(losses, batch, accumulators, 0)
-    for target, g in zip(targets, explicit(model, losses, batch, targets), strict=True):
+    for target, g in zip(targets, oracle.explicit(losses, batch, targets), strict=True):
         found = accumulators[id(target.parameter)]
         by_datum = g.view(data, draws, -1)
         scale = float(g.square().sum()) + 1e-30
