@@ -88,6 +88,10 @@ def check_engine(
     targets = select(objective.model, parameters)
     batch = dict(objective.draw(list(range(data)), inner, seed))
     check_deterministic(objective.losses, batch)
+    by_cell = [
+        autograd_gradients(objective.losses, {name: x[cell : cell + 1] for name, x in batch.items()}, objective.model)
+        for cell in range(data * layout.cells)
+    ]
     device = targets[0].parameter.device
     chosen = make_engine(engine, objective, targets)
     found = []
@@ -95,10 +99,6 @@ def check_engine(
         part = {name: x[start : start + layout.cells] for name, x in batch.items()}
         found.append({id(t.parameter): MomentAccumulator(*t.shape, layout, t.parameter.dtype, device) for t in targets})
         chosen.accumulate(objective.losses, part, found[-1], 0)
-    by_cell = [
-        autograd_gradients(objective.losses, {name: x[cell : cell + 1] for name, x in batch.items()}, objective.model)
-        for cell in range(data * layout.cells)
-    ]
     whole = torch.stack([torch.stack([g.double().norm() for g in cell.values()]).norm() for cell in by_cell]).max()
     floor = float(whole) * _FLOORS.get(targets[0].parameter.dtype, 1e-3)
     errors = {}
