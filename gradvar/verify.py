@@ -92,6 +92,8 @@ def check_engine(
         autograd_gradients(objective.losses, {name: x[cell : cell + 1] for name, x in batch.items()}, objective.model)
         for cell in range(data * layout.cells)
     ]
+    if not all(by_cell):
+        raise GradvarError("the loss of some cell reaches no trainable parameter; there is nothing to compare")
     device = targets[0].parameter.device
     chosen = make_engine(engine, objective, targets)
     found = []

@@ -145,6 +145,14 @@ def test_bad_requests_are_refused(options, words):
         check_engine(Noisy(), **options)
 
 
+def test_a_loss_that_reaches_nothing_is_refused():
+    objective = Noisy()
+    losses = objective.losses
+    objective.losses = lambda batch: losses(batch).detach()
+    with pytest.raises(GradvarError, match="reaches no trainable parameter"):
+        check_engine(objective)
+
+
 def test_parameters_are_chosen_by_pattern():
     assert set(check_engine(Noisy(), parameters="second|along").errors) == {
         "second.weight",
