@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from gradvar.persample.check import autograd_gradients, check_deterministic, tol
 from gradvar.persample.parameters import select
 from gradvar.runner import check_engine_name, make_engine
 
+_FLOORS: Final = {torch.float64: 1e-8}  # of the whole gradient; see EngineCheck.errors
+
 
 @dataclass(frozen=True)
 class EngineCheck:
@@ -23,7 +26,8 @@ class EngineCheck:
     Attributes:
         engine: Its name.
         errors: Largest error by parameter: of a cell's norm, of the mean gradient of a datum and of the sum of
-            squares within it, each relative to autograd's (or to 1e-8 of the whole gradient's, if that is larger).
+            squares within it, each relative to autograd's, or to 1e-8 of the whole gradient's if that is larger (1e-3
+            of it, unless in float64: rounding leaves that much of the gradient of a key bias, which is zero).
         worst: Name of the parameter with the largest error.
         error: That error.
         tolerance: What the always-on check allows: 1e-3, in float64 1e-7.
@@ -80,44 +84,47 @@ def check_engine(
     if len(objective) < data:
         raise GradvarError(f"asked for {data} data, but the population holds {len(objective)}")
     inner = tuple(draws for _ in objective.levels[1:])
+    counts = (1, *inner)  # a datum at a time, so that its mean gradient can be read off
     targets = select(objective.model, parameters)
     batch = dict(objective.draw(list(range(data)), inner, seed))
     check_deterministic(objective.losses, batch)
-    chosen = make_engine(engine, objective, targets)
-    found: list[dict[int, Tables]] = []
-    for datum in range(data):  # each by itself, so that its mean gradient can be read off
-        part = {name: x[datum * prod(inner) : (datum + 1) * prod(inner)] for name, x in batch.items()}
-        made = {
-            id(t.parameter): MomentAccumulator(*t.shape, (1, *inner), t.parameter.dtype, t.parameter.device)
-            for t in targets
-        }
-        chosen.accumulate(objective.losses, part, made, 0)
-        found.append({key: accumulator.tables for key, accumulator in made.items()})
     by_cell = [
         autograd_gradients(objective.losses, {name: x[cell : cell + 1] for name, x in batch.items()}, objective.model)
         for cell in range(data * prod(inner))
     ]
+    if not all(by_cell):
+        raise GradvarError("the loss of some cell reaches no trainable parameter; there is nothing to compare")
+    device = targets[0].parameter.device
+    chosen = make_engine(engine, objective, targets)
+    found = []
+    for start in range(0, data * prod(inner), prod(inner)):
+        part = {name: x[start : start + prod(inner)] for name, x in batch.items()}
+        found.append({id(t.parameter): MomentAccumulator(*t.shape, counts, t.parameter.dtype, device) for t in targets})
+        chosen.accumulate(objective.losses, part, found[-1], 0)
     whole = torch.stack([torch.stack([g.double().norm() for g in cell.values()]).norm() for cell in by_cell]).max()
+    floor = float(whole) * _FLOORS.get(targets[0].parameter.dtype, 1e-3)
     errors = {}
     for target in targets:
         nothing = torch.zeros_like(target.parameter)
         gradients = torch.stack([cell.get(id(target.parameter), nothing) for cell in by_cell]).double()
         explicit = gradients.view(data, prod(inner), *target.shape)
-        each = zip(found, explicit, strict=True)
-        errors[target.name] = max(_error(tables[id(target.parameter)], cells, inner, whole) for tables, cells in each)
+        errors[target.name] = max(
+            _error(accumulators[id(target.parameter)].tables, cells, inner, floor)
+            for accumulators, cells in zip(found, explicit, strict=True)
+        )
     worst = max(errors, key=lambda name: errors[name])
     return EngineCheck(chosen.name, errors, worst, errors[worst], tolerance_of(targets[0].parameter.dtype))
 
 
-def _error(found: Tables, cells: Tensor, draws: tuple[int, ...], whole: Tensor) -> float:
+def _error(found: Tables, cells: Tensor, draws: tuple[int, ...], floor: float) -> float:
     """Largest relative error of what is known of one datum and parameter, beside ``cells[cells, rows, columns]``."""
     mean = cells.mean(dim=0)
-    norms = cells.flatten(1).norm(dim=1)
-    within = (cells - mean).norm()
+    norms, within = cells.flatten(1).norm(dim=1), (cells - mean).norm()
     below = found.squares.new_tensor([prod(draws[level:]) for level in range(1, len(draws) + 1)])
     gaps = [
         ((found.cell_norm2[0].sqrt() - norms).abs(), norms),
         ((found.sums.double() - mean).norm(), mean.norm()),
         (((found.squares[0] @ below).sqrt() - within).abs(), torch.maximum(within, mean.norm())),
     ]
-    return float(torch.stack([(gap / size.clamp(min=1e-8 * float(whole))).max() for gap, size in gaps]).max())
+    largest = torch.stack([(gap / size.clamp(min=floor)).max() for gap, size in gaps]).max()
+    return float(largest.nan_to_num(nan=inf))

@@ -88,12 +88,22 @@ def corpus(lengths: list[int], vocabulary: int = 60, seed: int = 0) -> Corpus:
     return Corpus(tuple(row.astype(np.int32) for row in rows), "random", "0" * 64, max(lengths), 1e-3)
 
 
-def objective(kind: str = "bert", padded: bool = False, sentences: int = 12, **options: object) -> MaskedLM:
-    """A masked LM over random sentences; `padded` gives them different lengths."""
+def objective(
+    kind: str = "bert", padded: bool = False, sentences: int = 12, inner_pads: bool = False, **options: object
+) -> MaskedLM:
+    """A masked LM over random sentences; `padded` gives them different lengths.
+
+    `inner_pads` puts a padding token inside each, as a token like any other: of padding behind the end the loss knows
+    nothing, so its gradient is zero whether or not an embedding drops its row.
+    """
     lengths = [12 - (3 * i) % 5 for i in range(sentences)] if padded else [12] * sentences
+    text = corpus(lengths)
+    if inner_pads:
+        for row in text.sequences:
+            row[3] = PAD
     keys = ("tied", "attention", "width", "rate")
     built = model(kind, **{key: options.pop(key) for key in keys if key in options})
-    return MaskedLM(built, tokenizer(), corpus(lengths), mask_rate=options.pop("mask_rate", 0.3), **options)
+    return MaskedLM(built, tokenizer(), text, mask_rate=options.pop("mask_rate", 0.3), **options)
 
 
 def save_checkpoint(folder: Path, kind: str = "bert", change: Callable[[Path], None] | None = None) -> Path:

@@ -28,7 +28,7 @@ SIZES = ["--max-length", "12", "--sentences", "6", "--masks", "2"]
 def place(tmp_path_factory):
     """A folder with every checkpoint and text, good and bad, that the command is given below."""
     place = tmp_path_factory.mktemp("place")
-    for kind in ("bert", "modernbert"):
+    for kind in cases.ARCHITECTURES:
         cases.save_checkpoint(place / kind, kind)
     cases.write_text(place / "text.txt", documents=4)
     for name, change in DAMAGES.items():
@@ -80,6 +80,27 @@ def test_a_full_run_prints_a_table_and_writes_a_report(decompose, kind):
     assert written == f"wrote report: {', '.join(sorted(FILES))}\n"
     assert err.startswith("loading the checkpoint and the data\n")
     assert err.splitlines()[-1].startswith("12/12 cells, ")
+
+
+@pytest.mark.parametrize("kind", cases.ARCHITECTURES)
+def test_every_architecture_is_measured(decompose, kind):
+    code, out, err = decompose("--json", checkpoint=f"{{place}}/{kind}")
+    assert (code, "12/12 cells" in err) == (0, True)
+    printed = json.loads(out)
+    assert printed["study"]["engine"] == ("onepass" if kind in cases.ONE_PASS else "reference")
+    assert printed["components"]["mask"]["estimate"] > 0
+
+
+def test_the_reference_engine_comes_with_a_notice(decompose):
+    code, out, _ = decompose(checkpoint="{place}/deberta-v2", out="report")
+    words = "the slow reference engine was used, as the one-pass engine cannot measure this: "
+    assert code == 0
+    assert f"note: {words}" in " ".join(out.split())
+    printed = json.loads(Path("report/decomposition.json").read_text())
+    assert printed["study"]["engine"] == "reference"
+    assert [line[: len(words)] for line in printed["notices"]].count(words) == 1
+    code, _, err = decompose(checkpoint="{place}/deberta-v2", engine="onepass")
+    assert (code, err.splitlines()[-1].endswith("; use --engine reference")) == (2, True)
 
 
 def test_json_is_all_there_is_on_stdout(decompose):

@@ -71,4 +71,5 @@ class Sketch:
         """Finish: ``[..., count, columns]`` sums of all rows to ``[..., size]``."""
         *front, count, columns = projected.shape
         padded = torch.nn.functional.pad(projected, (0, -columns % self._buckets))
-        return padded.view(*front, count, -1, self._buckets).sum(dim=-2).flatten(-2)
+        turns = padded.shape[-1] // self._buckets
+        return padded.view(*front, count, turns, self._buckets).sum(dim=-2).flatten(-2)

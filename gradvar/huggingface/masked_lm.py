@@ -248,13 +248,13 @@ class MaskedLM:
             return "embedding"
         if not layer.startswith(f"{self.model.base_model_prefix}."):
             return "head"
-        if isinstance(module, nn.LayerNorm):
+        if "norm" in type(module).__name__.lower():
             return "norm"
         if re.search(r"attn|attention", layer):
             return "attention"
-        if re.search(r"mlp|intermediate|output", layer):
+        if re.search(r"mlp|ffn|intermediate|output", layer):
             return "mlp"
-        return "other"
+        return "embedding" if "embed" in layer else "other"
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Return what a report says of this objective: its part of ``study`` and of ``provenance``."""

@@ -116,22 +116,27 @@ def check_against_autograd(
     whole, whole_alone = _norm(together), _norm(alone)
     rounding = 4 * torch.finfo(whole.dtype).eps
     zero: list[str] = []
-    worst, error = "", 0.0
+    worst, error, seen = "", 0.0, True
     for target in targets:
         key, nothing = id(target.parameter), torch.zeros_like(target.parameter)
         summed, single = together.get(key, nothing), alone.get(key, nothing).norm()
-        by_sum = (sums(target).view_as(summed) - summed).norm() / _size(summed.norm(), whole)
+        engine = sums(target).view_as(summed)
+        by_sum = (engine - summed).norm() / _size(summed.norm(), whole)
         by_cell = (last_norm2(target).sqrt() - single).abs() / _size(single, whole_alone)
         relative = float(torch.maximum(by_sum.double(), by_cell.double()))
         if not relative <= error:
             worst, error = target.name, relative
+            seen = bool(engine.count_nonzero()) or not bool(single)
         if key in together and summed.norm() <= rounding * whole and single <= rounding * whole_alone:
             zero.append(target.name)
     if not error <= tolerance:
-        raise EngineError(
-            f"parameter '{worst}': the engine's gradient differs from autograd's by {error:.1e}; the model may mix "
-            "cells, or use its weights outside their modules; use --engine reference"
+        cause = (
+            f"the engine's gradient differs from autograd's by {error:.1e}; the model may mix cells, or use its "
+            "weights outside their modules"
+            if seen
+            else "the model uses it without calling the module that holds it"
         )
+        raise EngineError(f"parameter '{worst}': {cause}; use --engine reference")
     return CheckResult(tuple(zero), worst, error)
 
 

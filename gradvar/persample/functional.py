@@ -40,7 +40,8 @@ def vjp_rule(name: str) -> Rule:
     """Make the rule of one parameter of any module: ``dp = (d output / d p)^T dy``, cell by cell.
 
     The module runs again on each cell's inputs, by `vmap` where it can and one by one where not. Inputs whose
-    first dimension is the cells' are cut into cells; all others are the same for every cell.
+    first dimension is the cells' are cut into cells; all others are the same for every cell. A parameter that
+    other modules share varies in this one alone, as every one of them has a call of its own.
 
     Args:
         name: The parameter's name within the module, such as ``scale`` or ``out_proj.weight``.
@@ -50,7 +51,10 @@ def vjp_rule(name: str) -> Rule:
     """
 
     def rule(call: Call) -> Fill:
-        parameter = call.module.get_parameter(name).detach()
+        shared = call.module.get_parameter(name)
+        own = call.module.named_parameters(recurse=uses_of_its_children(call.module), remove_duplicate=False)
+        names = [other for other, p in own if p is shared]
+        parameter = shared.detach()
         cells = len(next(dy for dy in call.dys if dy is not None))
         leaves, structure = tree_flatten((call.args, call.kwargs))
         cut = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.ndim and len(x) == cells]
@@ -63,7 +67,8 @@ def vjp_rule(name: str) -> Rule:
 
             def outputs(value: Tensor) -> tuple[Tensor, ...]:
                 args, kwargs = tree_unflatten(mine, structure)
-                found, _, _ = tensors_of(functional_call(call.module, {name: value}, args, kwargs))
+                values = dict.fromkeys(names, value)
+                found, _, _ = tensors_of(functional_call(call.module, values, args, kwargs, tie_weights=False))
                 return tuple(y for y, dy in zip(found, call.dys, strict=True) if dy is not None)
 
             (gradient,) = vjp(outputs, parameter)[1](tuple(dy.unsqueeze(0) for dy in dys))

@@ -28,8 +28,8 @@ from gradvar.persample.rules import Call, Fill, Rule, embedding_weight, rules_of
 _BLOCK_CPU = 1 << 20
 _BLOCK_GPU = 1 << 26
 
-Site = tuple[nn.Module, dict[int, Rule]]
-"""A module to watch, and the rules of those of its parameters that are studied, by ``id(parameter)``."""
+Site = tuple[str, nn.Module, dict[int, Rule]]
+"""A module to watch, its name, and the rules of those of its parameters that are studied, by ``id(parameter)``."""
 
 
 class OnePass:
@@ -137,36 +137,40 @@ def _fill(fills: list[Fill], cells: slice, rows: slice | Tensor, out: Tensor) ->
 def _sites_of(model: nn.Module, targets: list[Target], unreached: Set[str]) -> tuple[list[Site], list[nn.Parameter]]:
     """Find the modules to watch, and the parameters for whose sake a module runs again.
 
-    A parameter that some module's rule covers is left to the rules: heads often own a second name of a
-    decoder's bias.
+    A parameter that a rule covers somewhere inside a module is left to it there: heads often own a second name of
+    their decoder's bias.
     """
     wanted = {id(target.parameter): target for target in targets}
     sites: list[Site] = []
-    covered: set[int] = set()
+    covering: dict[int, set[nn.Module]] = defaultdict(set)
     inside: set[nn.Module] = set()  # of modules that do not call their children
     for module in model.modules():
         if uses_of_its_children(module):
             inside.update(child for child in module.modules() if child is not module)
-    for module in model.modules():
+    for path, module in model.named_modules():
         if module in inside:
             continue
         named = ((rule, getattr(module, name, None)) for name, rule in rules_of(module).items())
         rules = {id(p): rule for rule, p in named if p is not None and id(p) in wanted}
-        covered.update(rules)
+        for key in rules:
+            covering[key].add(module)
         if rules:
-            sites.append((module, rules))
+            sites.append((path, module, rules))
     again = []
-    for module in model.modules():
+    for path, module in model.named_modules():
         if module in inside:
             continue
         rules = {}
+        parts = set(module.modules())
         for name, parameter in module.named_parameters(recurse=uses_of_its_children(module)):
             target = wanted.get(id(parameter))
-            if target is not None and id(parameter) not in covered and target.name not in unreached:
+            if target is None or target.name in unreached:
+                continue
+            if parts.isdisjoint(covering[id(parameter)]):
                 rules[id(parameter)] = vjp_rule(name)
                 again.append(parameter)
         if rules:
-            sites.append((module, rules))
+            sites.append((path, module, rules))
     return sites, again
 
 
@@ -183,14 +187,14 @@ class _Capture:
     def hooks(self) -> Iterator[None]:
         handles = []
         try:
-            for module, rules in self._sites:
-                handles.append(module.register_forward_hook(self._on_output(rules), with_kwargs=True))
+            for path, module, rules in self._sites:
+                handles.append(module.register_forward_hook(self._on_output(path, rules), with_kwargs=True))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _on_output(self, rules: dict[int, Rule]) -> Callable[..., Any]:
+    def _on_output(self, path: str, rules: dict[int, Rule]) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             if self._busy:
                 return output
@@ -202,29 +206,27 @@ class _Capture:
                 if {_leading(y) for y in tensors} != {1} or not isinstance(x, Tensor) or _leading(x) != 1:
                     shape = tuple(tensors[0].shape) if tensors else ()
                     raise EngineError(
-                        f"{type(module).__name__} returned shape {shape}, which has not the {self._cells} cells in "
-                        "front; use --engine reference"
+                        f"module '{path}' ({type(module).__name__}) returned shape {shape}, which has not the "
+                        f"{self._cells} cells in front; use --engine reference"
                     )
-                x = x.expand(self._cells, *x.shape[1:])
+                x = _expand(x, self._cells)
                 args, kwargs = ((x, *args[1:]), kwargs) if args else ((), {**kwargs, next(iter(kwargs)): x})
-                tensors = [y.expand(self._cells, *y.shape[1:]) for y in tensors]
+                tensors = [_expand(y, self._cells) for y in tensors]
                 watched = list(range(len(tensors)))
-            for index in watched:
-                if not tensors[index].requires_grad:
-                    tensors[index] = tensors[index].detach().requires_grad_()
             call = Call(module, x, args, kwargs, [None] * len(tensors))
             for key in rules:
                 self._pending[key] += len(watched)
             for index in watched:
-                tensors[index].register_hook(self._arrival(rules, call, index))
+                tensors[index], source = _watchable(module, tensors[index])
+                source.register_hook(self._arrival(rules, call, index, tensors[index].shape))
             return with_tensors(tensors, rest, places)
 
         return hook
 
-    def _arrival(self, rules: dict[int, Rule], call: Call, index: int) -> Callable[[Tensor], None]:
+    def _arrival(self, rules: dict[int, Rule], call: Call, index: int, shape: torch.Size) -> Callable[[Tensor], None]:
         def arrived(dy: Tensor) -> None:
             first = not any(known is not None for known in call.dys)
-            call.dys[index] = dy
+            call.dys[index] = dy.reshape(shape)
             for key, rule in rules.items():
                 if first:
                     self._calls[key].append((rule, call))
@@ -243,6 +245,25 @@ class _Capture:
         """Hand over the parameters some of whose outputs the loss never reached."""
         for key in list(self._calls):
             self._hand_over(key)
+
+
+def _expand(x: Tensor, cells: int) -> Tensor:
+    """Give every cell its own row of what is the same for all, such as the position ids."""
+    return x.expand(cells, *x.shape[1:])
+
+
+def _watchable(module: nn.Module, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return an output that the model may change in place, and the tensor whose gradient is then still its own.
+
+    Autograd drops the hooks of a view that is changed in place, and lets no leaf be changed at all.
+    """
+    if not y.requires_grad:
+        y = y.detach().requires_grad_().clone()
+    elif y._base is not None:
+        if rules_of(module) and y._base.numel() == y.numel():
+            return y, y._base  # a Linear's matrix product, seen in the shape of its input: no copy is needed
+        y = y.clone()
+    return y, y
 
 
 def _leading(x: Any) -> int:

@@ -172,6 +172,16 @@ def explicit(gradient: Callable[[slice], Tensor]) -> Fill:
     return fill
 
 
+_RULES: dict[type[nn.Module], dict[str, Rule]] = {
+    nn.Linear: {"weight": linear_weight, "bias": bias},
+    nn.LayerNorm: {"weight": layer_norm_weight, "bias": bias},
+    nn.RMSNorm: {"weight": rms_norm_weight},
+    nn.Conv1d: {"weight": conv_weight, "bias": conv_bias},
+    nn.Conv2d: {"weight": conv_weight, "bias": conv_bias},
+    nn.Embedding: {"weight": embedding_weight},
+}
+
+
 def rules_of(module: nn.Module) -> dict[str, Rule]:
     """Look up the rules of a module's own parameters.
 
@@ -184,18 +194,10 @@ def rules_of(module: nn.Module) -> dict[str, Rule]:
     Raises:
         EngineError: If no cell of this module has a gradient of its own.
     """
-    if isinstance(module, nn.Linear):
-        return {"weight": linear_weight, "bias": bias}
-    if isinstance(module, nn.LayerNorm):
-        return {"weight": layer_norm_weight, "bias": bias}
-    if isinstance(module, nn.RMSNorm):
-        return {"weight": rms_norm_weight}
-    if isinstance(module, (nn.Conv1d, nn.Conv2d)) and not isinstance(module, nn.modules.lazy.LazyModuleMixin):
-        return {"weight": conv_weight, "bias": conv_bias}
-    if isinstance(module, nn.Embedding):
-        if module.max_norm is not None or module.scale_grad_by_freq:
-            raise EngineError(
-                "Embedding with max_norm or scale_grad_by_freq has no per-sample gradient: it mixes cells"
-            )
-        return {"weight": embedding_weight}
-    return {}
+    kind = next((kind for kind in _RULES if isinstance(module, kind)), None)
+    # A subclass that computes something else, such as a scaled embedding, is like any other module.
+    if kind is None or type(module).forward is not kind.forward:
+        return {}
+    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.scale_grad_by_freq):
+        raise EngineError("Embedding with max_norm or scale_grad_by_freq has no per-sample gradient: it mixes cells")
+    return _RULES[kind]

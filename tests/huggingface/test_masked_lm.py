@@ -202,33 +202,100 @@ def test_it_says_what_it_is(tmp_path):
     assert [len(described["provenance"][name]) for name in ("checkpoint_sha256", "data_sha256")] == [64, 64]
 
 
-@pytest.mark.parametrize(
-    ("kind", "groups"),
-    [
-        (
-            "bert",
-            {
-                "bert.embeddings.word_embeddings": "embedding",
-                "bert.encoder.layer.0.attention.self.query": "attention",
-                "bert.encoder.layer.0.attention.output.LayerNorm": "norm",
-                "bert.encoder.layer.0.intermediate.dense": "mlp",
-                "bert.encoder.layer.1.output.dense": "mlp",
-                "cls.predictions.transform.LayerNorm": "head",
-            },
+EMBEDDINGS = ("word_embeddings", "position_embeddings", "token_type_embeddings")
+BLOCK = {
+    "attention": ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"),
+    "norm": ("attention.output.LayerNorm", "output.LayerNorm"),
+    "mlp": ("intermediate.dense", "output.dense"),
+}
+CLS = ("predictions", "predictions.transform.dense", "predictions.transform.LayerNorm")
+# (where, group): what is there; of the blocks, which are all alike, the first.
+GROUPS = {
+    "bert": {
+        ("bert.embeddings.", "embedding"): EMBEDDINGS,
+        ("bert.embeddings.", "norm"): ("LayerNorm",),
+        **{("bert.encoder.layer.0.", group): names for group, names in BLOCK.items()},
+        ("cls.", "head"): CLS,
+    },
+    "modernbert": {
+        ("model.embeddings.", "embedding"): ("tok_embeddings",),
+        ("model.", "norm"): ("embeddings.norm", "layers.0.mlp_norm", "final_norm"),
+        ("model.layers.0.", "attention"): ("attn.Wqkv", "attn.Wo"),
+        ("model.layers.0.", "mlp"): ("mlp.Wi", "mlp.Wo"),
+        ("", "head"): ("head.dense", "head.norm", "decoder"),
+    },
+    "roberta": {
+        ("roberta.embeddings.", "embedding"): EMBEDDINGS,
+        ("roberta.embeddings.", "norm"): ("LayerNorm",),
+        **{("roberta.encoder.layer.0.", group): names for group, names in BLOCK.items()},
+        ("lm_head", "head"): ("", ".dense", ".layer_norm"),
+    },
+    "distilbert": {
+        ("distilbert.embeddings.", "embedding"): EMBEDDINGS[:2],
+        ("distilbert.", "norm"): (
+            "embeddings.LayerNorm",
+            "transformer.layer.0.sa_layer_norm",
+            "transformer.layer.0.output_layer_norm",
         ),
-        (
-            "modernbert",
-            {
-                "model.embeddings.tok_embeddings": "embedding",
-                "model.layers.0.attn.Wqkv": "attention",
-                "model.layers.1.mlp_norm": "norm",
-                "model.layers.1.mlp.Wi": "mlp",
-                "model.final_norm": "norm",
-                "head.dense": "head",
-            },
+        ("distilbert.transformer.layer.0.attention.", "attention"): ("q_lin", "k_lin", "v_lin", "out_lin"),
+        ("distilbert.transformer.layer.0.ffn.", "mlp"): ("lin1", "lin2"),
+        ("vocab_", "head"): ("transform", "layer_norm", "projector"),
+    },
+    "albert": {
+        ("albert.", "embedding"): (*(f"embeddings.{n}" for n in EMBEDDINGS), "encoder.embedding_hidden_mapping_in"),
+        ("albert.embeddings.", "norm"): ("LayerNorm",),
+        ("albert.encoder.albert_layer_groups.0.albert_layers.0.", "norm"): (
+            "full_layer_layer_norm",
+            "attention.LayerNorm",
         ),
-    ],
-)
-def test_layers_belong_to_groups(kind, groups):
+        ("albert.encoder.albert_layer_groups.0.albert_layers.0.attention.", "attention"): (
+            "query",
+            "key",
+            "value",
+            "dense",
+        ),
+        ("albert.encoder.albert_layer_groups.0.albert_layers.0.", "mlp"): ("ffn", "ffn_output"),
+        ("predictions", "head"): ("", ".dense", ".LayerNorm"),
+    },
+    "electra": {
+        ("electra.", "embedding"): (*(f"embeddings.{name}" for name in EMBEDDINGS), "embeddings_project"),
+        ("electra.embeddings.", "norm"): ("LayerNorm",),
+        **{("electra.encoder.layer.0.", group): names for group, names in BLOCK.items()},
+        ("generator_", "head"): ("predictions.LayerNorm", "predictions.dense", "lm_head"),
+    },
+    "deberta-v2": {
+        ("deberta.", "embedding"): (
+            "embeddings.word_embeddings",
+            "embeddings.position_embeddings",
+            "encoder.rel_embeddings",
+        ),
+        ("deberta.embeddings.", "norm"): ("LayerNorm",),
+        ("deberta.encoder.layer.0.attention.", "attention"): (
+            *(f"self.{name}_proj" for name in ("query", "key", "value", "pos_key", "pos_query")),
+            "output.dense",
+        ),
+        ("deberta.encoder.layer.0.", "norm"): BLOCK["norm"],
+        ("deberta.encoder.layer.0.", "mlp"): BLOCK["mlp"],
+        ("cls.", "head"): CLS,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", cases.ARCHITECTURES)
+def test_every_layer_has_its_group(kind):
     objective = cases.objective(kind)
-    assert {layer: objective.layer_group(layer) for layer in groups} == groups
+    layers = {name.rpartition(".")[0] for name, _ in objective.model.named_parameters()}
+    expected = {where + name: group for (where, group), names in GROUPS[kind].items() for name in names}
+    first = {layer for layer in layers if "layer.1." not in layer and "layers.1." not in layer}
+    assert {layer: objective.layer_group(layer) for layer in first} == expected
+    for layer in layers - first:
+        alike = layer.replace("layer.1.", "layer.0.").replace("layers.1.", "layers.0.")
+        assert objective.layer_group(layer) == expected.get(alike, "norm"), (
+            layer
+        )  # ModernBERT's first has one norm less
+
+
+def test_norms_of_other_kinds_are_norms():
+    objective = cases.objective("bert")
+    objective.model.bert.embeddings.LayerNorm = torch.nn.RMSNorm(16)
+    assert objective.layer_group("bert.embeddings.LayerNorm") == "norm"

@@ -51,6 +51,18 @@ class Functional(nn.Module):
         return self.inner(x) + nn.functional.linear(x, self.inner.weight)
 
 
+class Uncalled(nn.Module):
+    """Uses nothing of a Linear but its weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(2, 2)
+        self.inner = nn.Linear(2, 2, bias=False)
+
+    def forward(self, x):
+        return nn.functional.linear(self.first(x), self.inner.weight)
+
+
 class Random(nn.Module):
     def __init__(self):
         super().__init__()
@@ -108,7 +120,13 @@ def test_what_the_hooks_cannot_see_is_noticed(model):
         measure(Toy(model()), (6, 3), engine="onepass")
 
 
-@pytest.mark.parametrize("model", [Functional, Places])
+def test_a_module_that_is_never_called_is_named():
+    words = "'inner.weight': the model uses it without calling the module that holds it; use --engine reference"
+    with pytest.raises(GradvarError, match=words):
+        measure(Toy(Uncalled()), (6, 3), 2, engine="onepass")
+
+
+@pytest.mark.parametrize("model", [Functional, Places, Uncalled])
 def test_and_measured_by_the_reference_engine_with_a_notice(model):
     measured = measure(Toy(model()), (6, 3))
     assert measured.engine == "reference"

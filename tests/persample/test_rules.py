@@ -12,6 +12,7 @@ from gradvar.errors import GradvarError
 from gradvar.persample import onepass
 from gradvar.persample.onepass import OnePass
 from gradvar.persample.parameters import select
+from tests.persample import oracle
 
 SMALL = st.integers(1, 3)
 SHAPES = {"data": SMALL, "draws": SMALL, "positions": SMALL, "width": st.integers(2, 5)}
@@ -35,21 +36,12 @@ class Tied(nn.Module):
         return self.decoder(torch.tanh(self.mix(x)))
 
 
-def explicit(model, losses, batch, targets):
-    cells = len(next(iter(batch.values())))
-    rows = []
-    for cell in range(cells):
-        loss = losses({name: x[cell : cell + 1] for name, x in batch.items()}).sum()
-        rows.append(torch.autograd.grad(loss, [t.parameter for t in targets], materialize_grads=True))
-    return [torch.stack(g).view(cells, *t.shape) for g, t in zip(zip(*rows, strict=True), targets, strict=True)]
-
-
 def compare(model, losses, batch, data, draws):
     """Cell norms, sums of squares and the grand mean of every parameter, against the loop."""
     targets = select(model)
     accumulators = {id(t.parameter): MomentAccumulator(*t.shape, (data, draws), torch.float64) for t in targets}
     OnePass(model, targets).accumulate(losses, batch, accumulators, 0)
-    for target, g in zip(targets, explicit(model, losses, batch, targets), strict=True):
+    for target, g in zip(targets, oracle.explicit(losses, batch, targets), strict=True):
         found = accumulators[id(target.parameter)].tables
         by_datum = g.view(data, draws, -1)
         scale = float(g.square().sum()) + 1e-30
@@ -170,6 +162,118 @@ OTHERS = {
     "attention": lambda: SelfAttention(),
     "transformer layer": lambda: nn.TransformerEncoderLayer(3, 1, 5, dropout=0.0, batch_first=True),
 }
+
+
+class Scaled(nn.Embedding):
+    """An embedding that computes something else than its base class."""
+
+    def forward(self, ids):
+        return 3 * super().forward(ids)
+
+
+class Turned(nn.LayerNorm):
+    """Normalises over another dimension than its base class."""
+
+    def forward(self, x):
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+class Looked(nn.Module):
+    """An embedding of its own making."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, ids):
+        return nn.functional.embedding(ids, self.weight, padding_idx=0)
+
+
+def test_subclasses_that_compute_something_else_are_no_instances_of_their_base():
+    torch.manual_seed(0)
+    model = nn.Sequential(Scaled(5, 3), Turned(4), nn.Linear(3, 2)).double()
+    batch = {"ids": torch.randint(0, 5, (6, 4))}
+    compare(model, lambda b: model(b["ids"]).sin().sum((1, 2)), batch, data=3, draws=2)
+
+
+def test_a_parameter_that_modules_with_and_without_rules_share():
+    torch.manual_seed(0)
+    decoder = nn.Linear(3, 5)
+    model = nn.Sequential(Looked(decoder.weight), nn.Tanh(), Looked(nn.Parameter(torch.randn(5, 3))), decoder)
+    model.double()
+    assert model[0].weight is decoder.weight
+
+    def losses(b):
+        return (model[3](model[1](model[0](b["ids"])) + model[2](b["ids"]))).sin().sum((1, 2))
+
+    compare(model, losses, {"ids": torch.randint(0, 5, (6, 4))}, data=3, draws=2)
+
+
+class Outer(nn.Module):
+    """Owns a parameter under two names, and shares it with a module inside it; neither has a rule."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Hard()
+        self.scale = self.again = self.inner.scale
+
+    def forward(self, x):
+        return self.inner(x) * self.scale + x.cos() * self.again
+
+
+def test_a_bare_parameter_with_several_names_and_owners():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), Outer()).double()
+    batch = {"x": torch.randn(6, 4, 3, dtype=torch.float64)}
+    compare(model, lambda b: model(b["x"]).sin().sum((1, 2)), batch, data=3, draws=2)
+
+
+IN_PLACE = {
+    "Linear, a view of its product": (lambda: nn.Linear(3, 3), (4, 3)),
+    "Linear without bias": (lambda: nn.Linear(3, 3, bias=False), (4, 3)),
+    "LayerNorm": (lambda: nn.LayerNorm(3), (4, 3)),
+    "Conv1d": (lambda: nn.Conv1d(4, 4, 1), (4, 3)),
+    "of another kind, a view": (lambda: Viewed(), (4, 3)),
+}
+
+
+class Viewed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(3))
+
+    def forward(self, x):
+        return (x * self.scale).view(len(x), 2, -1).view(len(x), 4, -1)
+
+
+@pytest.mark.parametrize("kind", IN_PLACE)
+def test_outputs_changed_in_place(kind):
+    make, shape = IN_PLACE[kind]
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.Linear(3, 3), make()]).double()
+
+    def losses(b):
+        y = model[1](model[0](b["x"]).tanh())
+        y *= 2
+        y += b["x"]
+        return torch.relu_(y).sin().flatten(1).sum(1)
+
+    compare(model, losses, {"x": torch.randn(6, *shape, dtype=torch.float64)}, data=3, draws=2)
+
+
+def test_embeddings_and_broadcast_outputs_changed_in_place():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"words": nn.Embedding(5, 3), "places": nn.Embedding(4, 3), "norm": nn.LayerNorm(3)}).double()
+
+    def losses(b):
+        x = model["words"](b["ids"])
+        x[:, :1] *= 2
+        at = model["norm"](model["places"](torch.arange(4).unsqueeze(0)))
+        at *= 3
+        x += at
+        return x.sin().sum((1, 2))
+
+    compare(model, losses, {"ids": torch.randint(0, 5, (6, 4))}, data=3, draws=2)
 
 
 class Doubled(nn.Module):
