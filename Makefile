@@ -38,7 +38,8 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix
 
 benchmark: $(STAMP)
-	$(BIN)/python benchmarks/engine.py
+	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[benchmarks]"
+	$(BIN)/python benchmarks/engine.py --rows benchmarks/rows.json --out docs/benchmarks.md
 
 clean:
 	rm -rf $(VENV) out build dist

@@ -1,183 +1,265 @@
-"""What per-cell gradient statistics cost: engines against the ordinary forward and backward of the same cells.
+"""What per-cell gradient statistics cost: engines and peers against the ordinary forward and backward.
 
-Every contender lives in a process of its own (so peak memory is its own) and all take turns, so that a noisy
-machine slows them alike. Quote the ratios: medians over rounds of a contender's time over the ordinary step's
-in the same round. `ordinary` takes all cells in one batch, `ordinary-1` a sentence's cells at a time, as the
-engine does: how much the batch size itself matters.
+Every contender lives in a process of its own (so peak memory is its own, capped) and all take turns, so that a
+noisy machine slows them alike. Quote the ratios: medians over rounds of a contender's time over that of the
+ordinary step in the same round. `ordinary` takes all cells in one batch, `ordinary-1` a sentence's cells at a
+time, as gradvar does on a CPU. A contender that fails says why. Norms are compared with plain autograd's, so
+that a fast wrong answer shows as wrong. Rows are kept case by case: a run that was stopped goes on.
 
-    python benchmarks/engine.py                                     # BERT tiny and mini, all contenders
-    python benchmarks/engine.py --models tiny --contenders ordinary,onepass --rounds 30
+    python benchmarks/engine.py --rows benchmarks/rows.json --out docs/benchmarks.md      # everything
+    python benchmarks/engine.py --cases mini:8x8x128 --contenders ordinary,ordinary-1,onepass --rounds 20
 """
 
+from __future__ import annotations
+
 import argparse
+import gc
 import json
 import multiprocessing
+import os
+import platform
+import re
 import resource
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
 
-VOCABULARY = 30_522
-SIZES = {"tiny": (2, 128, 2), "mini": (4, 256, 4), "small": (4, 512, 8)}
-CONTENDERS = ("ordinary", "ordinary-1", "onepass", "reference", "loop")
+from table import markdown
+
+CASES = (
+    "tiny:8x8x128,mini:4x8x128,small:2x8x128,base:2x4x128,modernbert-small:2x4x128,"
+    "tiny:2x4x512,mini:2x4x512,small:1x4x512"
+)
+CONTENDERS = (
+    "ordinary,ordinary-1,onepass,loop,reference,hooks,opacus,opacus-ghost,opacus-ghost-untied,"
+    "backpack,backpack-linear,backpack-linear-untied"
+)
+FAST = ("ordinary", "ordinary-1", "onepass")  # these run in every round, the others in a few
+PACKAGES = ("torch", "transformers", "numpy", "opacus", "backpack-for-pytorch")
+PRELOADED = (
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.modernbert.modeling_modernbert",
+    "opacus",
+    "backpack.extensions",
+)
+CHECKED = 4  # cells whose norms plain autograd repeats
+GIB = 2**30
 
 
-def contender(kind: str, size: str, sentences: int, masks: int, length: int, groups: int) -> Callable[[], None]:
-    """Build one contender's step."""
-    import numpy as np
+def peak_rss() -> int:
+    """Largest resident memory since :func:`forget_peak`, or since the start where the system cannot forget."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def forget_peak() -> int:
+    """Give freed memory back, and return the resident memory from which the peak rises."""
+    import ctypes
+
+    import psutil
+
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+    reset = Path("/proc/self/clear_refs")
+    if reset.exists():
+        reset.write_text("5")
+    return psutil.Process().memory_info().rss
+
+
+def first_step(name: str, case: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:
+    """Build a contender and run it once: its memory by component, and the error of its norms."""
     import torch
-    from transformers import BertConfig, BertForMaskedLM
+    from contenders import CONTENDERS as MAKERS
+    from study import Case, Study
 
-    from gradvar.decomposition.moments import MomentAccumulator, even_layout
-    from gradvar.huggingface.corpus import Corpus
-    from gradvar.huggingface.masked_lm import MaskedLM
-    from gradvar.persample.onepass import OnePass
-    from gradvar.persample.parameters import select
-    from gradvar.persample.reference import Reference
+    from gradvar.persample.memory import Footprint
 
-    class Tokenizer:
-        mask_token_id, pad_token_id, all_special_ids = 103, 0, [0, 100, 101, 102, 103]
-
-        def __len__(self) -> int:
-            return VOCABULARY
-
-    torch.manual_seed(0)
-    layers, width, heads = SIZES[size]
-    config = BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=4 * width,
-    )
-    model = BertForMaskedLM(config).eval()
-    tokens = np.random.default_rng(0).integers(1000, VOCABULARY, (sentences, length), dtype=np.int32)
-    objective = MaskedLM(model, Tokenizer(), Corpus(tuple(tokens), "random", "", length, 0.0))
-    batch = objective.draw(range(sentences), (masks,), seed=0)
-    cells = sentences * masks
-    targets = select(model)
-    parameters = [target.parameter for target in targets]
-    layout = even_layout((sentences, masks), groups)
-
-    def ordinary() -> None:
-        model.zero_grad(set_to_none=True)
-        objective.losses(batch).sum().backward()
-
-    def sentence_by_sentence() -> None:
-        model.zero_grad(set_to_none=True)
-        for start in range(sentences):
-            part = {name: x[start * masks : (start + 1) * masks] for name, x in batch.items()}
-            objective.losses(part).sum().backward()
-
-    def loop() -> None:
-        for cell in range(cells):
-            loss = objective.losses({name: tensor[cell : cell + 1] for name, tensor in batch.items()}).sum()
-            torch.autograd.grad(loss, parameters)
-
-    engine = {"onepass": OnePass, "reference": Reference}.get(kind, OnePass)(model, targets)
-
-    def statistics_step() -> None:
-        accumulators = {id(t.parameter): MomentAccumulator(*t.shape, layout, t.parameter.dtype) for t in targets}
-        for start in range(sentences):  # a sentence at a time, as `gradvar.decompose` does on a CPU
-            part = {name: x[start * masks : (start + 1) * masks] for name, x in batch.items()}
-            engine.accumulate(objective.losses, part, accumulators, start)
-        for accumulator in accumulators.values():
-            accumulator.finish()
-
-    steps = {"ordinary": ordinary, "ordinary-1": sentence_by_sentence, "loop": loop}
-    return steps.get(kind, statistics_step)
+    tied, make = MAKERS[name]
+    study = Study(Case(*case), tied)
+    cells = torch.linspace(0, study.case.cells - 1, CHECKED).long()
+    # Before a peer's hooks are in the model; what a first call loads is not the step's, either.
+    exact = study.exact_norm2(cells.tolist())
+    at_once = 1 if name == "loop" else study.case.cells if name == "ordinary" else study.case.masks
+    footprint = Footprint({p.untyped_storage().data_ptr() for p in study.model.parameters()})
+    with footprint.measure():
+        losses = study.losses(study.part(0, at_once))
+    del losses
+    step = make(study)
+    before = forget_peak()
+    outcome = step()
+    peak = peak_rss()
+    facts = {
+        "weights_MiB": sum(p.nbytes for p in study.model.parameters()) / 2**20,
+        "means_MiB": outcome.means / 2**20,
+        "activations_MiB": footprint.total / 2**20 if name != "reference" else None,  # vmap keeps another graph
+        "scratch_MiB": outcome.scratch / 2**20,
+        "step_MiB": (peak - before) / 2**20,
+        "peak_MiB": peak / 2**20,
+        "error": None,
+    }
+    if outcome.norm2 is not None:
+        norms = sum(exact[id(t.parameter)] for t in study.targets).sqrt()
+        facts["error"] = float((outcome.norm2[cells].sqrt() / norms - 1).abs().max())
+    return step, facts
 
 
-def serve(pipe: "multiprocessing.connection.Connection", threads: int, arguments: tuple) -> None:
-    """Take turns on command: run one step, answer (seconds, peak bytes of this process, bytes before)."""
+def serve(pipe: Connection, threads: int, cap: float, name: str, case: tuple[Any, ...]) -> None:
+    """Take turns on command: one step, answered by its seconds, of the clock and of the processors."""
+    import warnings
+
     import torch
 
+    warnings.filterwarnings("ignore")
     torch.set_num_threads(threads)
-    step = contender(*arguments)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (int(cap * GIB), int(cap * GIB)))
+    try:
+        step, facts = first_step(name, case)
+    except Exception as error:  # a peer may fail in any way; how, is what the table says
+        said = " ".join(str(error).split())
+        pipe.send({"failed": f"{type(error).__name__}: {said[:300]}"})
+        return
+    pipe.send(facts)
     while pipe.recv():
-        start = time.perf_counter()
+        clock, processors = time.perf_counter(), time.process_time()
         step()
-        seconds = time.perf_counter() - start
-        pipe.send((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, before))
+        pipe.send((time.perf_counter() - clock, time.process_time() - processors))
 
 
-def race(names: list[str], size: str, args: argparse.Namespace) -> list[dict]:
-    """Let the contenders take turns."""
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
+def race(names: list[str], case: tuple[Any, ...], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Let the contenders take turns, after each was looked at by itself."""
+    context = multiprocessing.get_context("forkserver")  # spawning would import everything again for each
+    context.set_forkserver_preload(["contenders", *PRELOADED])
+    pipes, processes, facts = {}, {}, {}
     for name in names:
         pipes[name], end = context.Pipe()
-        arguments = (name, size, args.sentences, args.masks, args.length, args.groups)
-        process = context.Process(target=serve, args=(end, args.threads, arguments), daemon=True)
-        process.start()
-        processes.append(process)
-    times = {name: [] for name in names}
-    peaks = {}
-    for round_ in range(args.rounds + 2):
+        processes[name] = context.Process(target=serve, args=(end, args.threads, args.cap, name, case), daemon=True)
+        processes[name].start()
+        end.close()
+        try:
+            facts[name] = pipes[name].recv()
+        except EOFError:
+            facts[name] = {"failed": f"the process was killed; more than {args.cap:g} GiB?"}
+    times: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in names}
+    for round_ in range(-1, args.rounds):  # the first one warms up what every round is compared with
         for name in names:
-            if name in ("reference", "loop") and round_ >= args.slow_rounds + 1:
-                continue
-            pipes[name].send(True)
-            seconds, peak, before = pipes[name].recv()
-            peaks[name] = (peak, before)
-            if round_ >= (1 if name in ("reference", "loop") else 2):
-                times[name].append((round_, seconds))
-    for name, process in zip(names, processes, strict=True):
-        pipes[name].send(False)
-        process.join()
-    ordinary = dict(times["ordinary"])
-    rows = []
+            if "failed" not in facts[name] and (name in FAST or 0 <= round_ < args.slow_rounds):
+                pipes[name].send(True)
+                times[name][round_] = pipes[name].recv()
+    for known in times.values():
+        known.pop(-1, None)
     for name in names:
-        paired = [seconds / ordinary.get(r, statistics.median(ordinary.values())) for r, seconds in times[name]]
-        peak, before = peaks[name]
-        rows.append(
-            {
-                "model": size,
-                "contender": name,
-                "median_s": statistics.median(s for _, s in times[name]),
-                "ratio": statistics.median(paired),
-                "ratio_low": min(paired),
-                "ratio_high": max(paired),
-                "peak_MiB": peak / 2**20,
-                "step_MiB": (peak - before) / 2**20,
-                "rounds": len(paired),
-            }
-        )
-    return rows
+        if "failed" not in facts[name]:
+            pipes[name].send(False)
+        processes[name].join()
+    return [row(name, case, facts[name], times[name], times["ordinary"]) for name in names]
+
+
+def row(
+    name: str,
+    case: tuple[Any, ...],
+    facts: dict[str, Any],
+    times: dict[int, tuple[float, float]],
+    ordinary: dict[int, tuple[float, float]],
+) -> dict[str, Any]:
+    """Put together what is known of a contender."""
+    model, sentences, masks, length = case
+    found = {"model": model, "sentences": sentences, "masks": masks, "length": length, "contender": name, **facts}
+    if times and ordinary:
+        clock = [times[r][0] / ordinary[r][0] for r in times]
+        found |= {
+            "rounds": len(times),
+            "median_s": statistics.median(clock_ for clock_, _ in times.values()),
+            "ratio": statistics.median(clock),
+            "ratio_low": min(clock),
+            "ratio_high": max(clock),
+            "cpu_ratio": statistics.median(times[r][1] / ordinary[r][1] for r in times),
+        }
+    return found
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """Say what the rows were measured on, and with what."""
+    import psutil
+
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "python": platform.python_version(),
+        "versions": versions,
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "memory_GiB": round(psutil.virtual_memory().total / GIB, 1),
+        "processor": processor(),
+    }
+
+
+def processor() -> str:
+    """Name the processor."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return found[1].strip() if found else platform.processor()
+
+
+def parse_case(text: str) -> tuple[str, int, int, int]:
+    """Parse ``model:SENTENCESxMASKSxLENGTH``."""
+    model, _, sizes = text.partition(":")
+    sentences, masks, length = (int(size) for size in sizes.split("x"))
+    return model, sentences, masks, length
+
+
+def line(row: dict[str, Any]) -> str:
+    """Print a row as it comes."""
+    head = f"{row['model']:<17} {row['length']:>4} {row['contender']:<23}"
+    if "ratio" not in row:
+        return f"{head} {row.get('failed', 'no rounds')[:120]}"
+    error = "" if row["error"] is None else f"{row['error']:.0e}"
+    return (
+        f"{head} {row['median_s']:>8.3f} s {row['ratio']:>6.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f}) "
+        f"cpu {row['cpu_ratio']:>5.2f}  step {row['step_MiB']:>6.0f} MiB  {error}"
+    )
 
 
 def main() -> None:
-    """Race, and print a table."""
+    """Race, and write rows and table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default="tiny,mini")
-    parser.add_argument("--contenders", default=",".join(CONTENDERS))
-    parser.add_argument("--sentences", type=int, default=8)
-    parser.add_argument("--masks", type=int, default=8)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--groups", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--slow-rounds", type=int, default=3)
-    parser.add_argument("--json", help="write the rows to this file too")
+    parser.add_argument("--cases", default=CASES, help="model:SENTENCESxMASKSxLENGTH, with commas between")
+    parser.add_argument("--contenders", default=CONTENDERS)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rounds", type=int, default=7, help="of ordinary, ordinary-1 and onepass")
+    parser.add_argument("--slow-rounds", type=int, default=1, help="of all others")
+    parser.add_argument("--cap", type=float, default=12, help="GiB that a contender may take")
+    parser.add_argument("--rows", type=Path, help="rows as JSON; cases that are in it are not run again")
+    parser.add_argument("--out", type=Path, help="write the table to this file, as markdown")
     args = parser.parse_args()
     names = args.contenders.split(",")
     if "ordinary" not in names:
         parser.error("the contenders must include 'ordinary', which the ratios refer to")
-    rows = []
-    print(f"{'model':<6} {'contender':<10} {'median s':>9} {'ratio':>6}  {'range':<14} {'peak MiB':>9} {'step MiB':>9}")
-    for size in args.models.split(","):
-        for row in race(names, size, args):
-            rows.append(row)
-            spread = f"{row['ratio_low']:.2f}-{row['ratio_high']:.2f}"
-            print(
-                f"{row['model']:<6} {row['contender']:<10} {row['median_s']:>9.3f} {row['ratio']:>6.2f}  {spread:<14} "
-                f"{row['peak_MiB']:>9.0f} {row['step_MiB']:>9.0f}",
-                flush=True,
-            )
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump(rows, file, indent=1)
+    found: dict[str, Any] = {"machine": machine(args.threads), "rows": []}
+    if args.rows and args.rows.exists():
+        found = json.loads(args.rows.read_text())
+    done = {(r["model"], r["sentences"], r["masks"], r["length"]) for r in found["rows"]}
+    for case in (parse_case(text) for text in args.cases.split(",")):
+        if case in done:
+            continue
+        for each in race(names, case, args):
+            print(line(each), flush=True)
+            found["rows"].append(each)
+        if args.rows:
+            args.rows.write_text(json.dumps(found, indent=1) + "\n")
+    if args.out:
+        args.out.write_text(markdown(found))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ from gradvar.persample.rules import Call, Fill, Rule, embedding_weight, rules_of
 # Elements of a block: the cells of a few rows, small enough to stay in the caches of two cores.
 _BLOCK_CPU = 1 << 20
 _BLOCK_GPU = 1 << 26
+# Products of fewer rows than this run well below a processor's rate, so wide layers get up to four such blocks.
+_ROWS = 128
 
 Site = tuple[str, nn.Module, dict[int, Rule]]
 """A module to watch, its name, and the rules of those of its parameters that are studied, by ``id(parameter)``."""
@@ -95,7 +97,8 @@ class OnePass:
         dense = [rule(call) for rule, call in calls if rule is not embedding_weight]
         fills = dense + [embedding_weight(call) for call in gathers]
         at_once = 1 if large else max(1, min(data, block // (per * rows * columns)))
-        step = max(1, min(rows, block // (at_once * per * columns)))
+        wide = at_once * per * columns
+        step = max(1, min(rows, max(block // wide, min(_ROWS, 4 * block // wide))))
         join = accumulator.open(first, data)
         for start in range(0, data, at_once):
             count = min(at_once, data - start)
