@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradvar.decomposition.moments import MomentAccumulator, even_layout
+from gradvar.decomposition.moments import MomentAccumulator
 from gradvar.huggingface.corpus import Corpus
 from gradvar.huggingface.masked_lm import MaskedLM
 from gradvar.objective import Batch
@@ -116,13 +116,16 @@ class Study:
 
     def accumulators(self) -> dict[int, MomentAccumulator]:
         """Start from nothing."""
-        layout = even_layout((self.case.sentences, self.case.masks))
-        return {id(t.parameter): MomentAccumulator(*t.shape, layout, t.parameter.dtype) for t in self.targets}
+        counts = (self.case.sentences, self.case.masks)
+        return {
+            id(t.parameter): MomentAccumulator(*t.shape, counts, t.parameter.dtype, seed=seed)
+            for seed, t in enumerate(self.targets)
+        }
 
     def finish(self, accumulators: dict[int, MomentAccumulator], scratch: int) -> Outcome:
         """End a step."""
         moments = [accumulator.finish() for accumulator in accumulators.values()]
-        tensors = [x for a in accumulators.values() for x in vars(a).values() if isinstance(x, Tensor)]
+        tensors = [x for a in accumulators.values() for x in vars(a.tables).values()]
         norm2 = torch.from_numpy(sum(m.cell_norm2 for m in moments)).flatten()
         return Outcome(norm2, sum(x.nbytes for x in tensors), scratch)
 
