@@ -17,6 +17,9 @@ from torch import Tensor
 
 from gradvar.decomposition.sketch import Sketch
 
+_LARGE = 1 << 16  # elements of a block from which a pass over it costs more than a few calls on its norms
+_LEAST_LEFT = 0.1
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -145,9 +148,30 @@ class MomentAccumulator:
             values: ``[data, *draws, rows, columns]``; overwritten.
             first: Index of the first datum.
         """
+        if self.sketch.whole:
+            self._add_small(values.flatten(-2), first)
+            return
         join = self.open(first, len(values))
         join.add(values, 0, slice(0, values.shape[-2]))
         join.close()
+
+    def _add_small(self, values: Tensor, first: int) -> None:
+        """Add ``[data, *draws, coordinates]``, so few that the number of calls is what counts."""
+        tables, data = self.tables, slice(first, first + len(values))
+        values = values.double()
+        tables.cell_norm2[data] = values.square().sum(dim=-1).flatten(1)
+        for level in range(len(self.draws), 0, -1):
+            mean = values.mean(dim=level)
+            deviations = values - mean.unsqueeze(level)
+            tables.squares[data, level - 1] = deviations.flatten(1).square().sum(dim=1)
+            values = mean
+        tables.sketches[data] = values
+        sums = tables.sums.flatten()
+        for seen, mean in enumerate(values, start=first):
+            if seen:
+                gap = mean - sums / seen
+                tables.between.add_(torch.dot(gap, gap), alpha=seen / (seen + 1))
+            sums += mean
 
     def join(self, other: Tables) -> None:
         """Put the data of another study of the same population behind those of this one.
@@ -200,8 +224,8 @@ class Join:
         self._first, self._count = first, count
         self._sums = self._tables.sums
         rows, draws = len(self._sums), accumulator.draws
-        # One table of row norms, so that one call adds them up: cells, deviations by level, gap to those before.
-        shapes = [draws, *(draws[:level] for level in range(1, len(draws) + 1)), ()]
+        # One table of row norms, so that one call adds them up: cells, deviations by parent, gap to those before.
+        shapes = [draws, *(draws[:level] for level in range(len(draws))), ()]
         self._sizes = [prod(shape) for shape in shapes]
         self._norms = self._sums.new_empty(count, sum(self._sizes), rows)
         parts = self._norms.split(self._sizes, dim=1)
@@ -268,10 +292,12 @@ class Join:
     def _inner(self, values: Tensor, norms: list[Tensor]) -> Tensor:
         """Write the norms of the cells and of the inner levels' deviations; return the means ``[data, ...]``."""
         _norm(values, norms[0])
+        before = norms[0]
         for level in range(len(norms) - 1, 0, -1):
             mean = values.mean(dim=level)
-            _norm(values.sub_(mean.unsqueeze(level)), norms[level])
-            values = mean
+            whole = torch.linalg.vector_norm(mean, dim=-1)
+            _deviations(values, mean, before, whole, level, norms[level])
+            values, before = mean, whole
         return values
 
     def close(self) -> None:
@@ -286,6 +312,31 @@ class Join:
             if seen := self._first + offset:
                 gap = gaps[offset, 0] + self._elsewhere.get(offset, 0.0)
                 tables.between.add_(seen / (seen + 1) * gap)
+
+
+def _deviations(values: Tensor, mean: Tensor, norms: Tensor, mean_norms: Tensor, level: int, out: Tensor) -> None:
+    """Write the norms of the deviations from the mean over one dimension, by row.
+
+    Of large blocks ``sum |v|^2 - n |mean|^2`` saves two passes over memory. At least a tenth of the squares must be
+    left, so that the norms' rounding grows by one digit at most; otherwise the mean is taken off first.
+
+    Args:
+        values: ``[..., rows, columns]``; may be overwritten.
+        mean: Their mean over dimension ``level``.
+        norms: ``[..., rows]`` of the values.
+        mean_norms: ``[..., rows]`` of the mean.
+        level: The dimension.
+        out: ``[..., rows]`` without that dimension.
+    """
+    if values.numel() >= _LARGE:
+        squares = torch.linalg.vector_norm(norms, dim=level, dtype=torch.float64).square_()
+        mean_norms = mean_norms.double()
+        left = torch.addcmul(squares, mean_norms, mean_norms, value=-values.shape[level])
+        if left.sum() >= _LEAST_LEFT * squares.sum():
+            out.copy_(left.clamp_(min=0).sqrt_())
+            return
+    deviations = torch.linalg.vector_norm(values.sub_(mean.unsqueeze(level)), dim=-1)
+    _norm(deviations.movedim(level, -1), out)
 
 
 def _norm(values: Tensor, out: Tensor) -> None:

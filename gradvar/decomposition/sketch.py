@@ -30,7 +30,7 @@ class Sketch:
     square root of their rows) and ``d``: a count sketch of the columns (Charikar, Chen and Farach-Colton, 2002)
     after random signs of the rows (Alon, Matias and Szegedy, 1996). The signs ``E[k, r] d[r + c]`` of two elements
     are independent, so the expectation is exact; no table of the matrix's size is needed. Small matrices are kept
-    whole.
+    whole, row by row.
 
     Args:
         rows: Rows of the matrices.
@@ -41,7 +41,7 @@ class Sketch:
     """
 
     def __init__(self, rows: int, columns: int, seed: int, dtype: torch.dtype, device: torch.device | str) -> None:
-        whole = rows * columns <= _SIZE
+        self.whole = whole = rows * columns <= _SIZE
         generator = torch.Generator().manual_seed(seed)
 
         def signs(*shape: int) -> Tensor:

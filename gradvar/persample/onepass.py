@@ -99,6 +99,13 @@ class OnePass:
         at_once = 1 if large else max(1, min(data, block // (per * rows * columns)))
         wide = at_once * per * columns
         step = max(1, min(rows, max(block // wide, min(_ROWS, 4 * block // wide))))
+        if accumulator.sketch.whole and not large:
+            for start in range(0, data, at_once):
+                cells = slice(start * per, min(start + at_once, data) * per)
+                out = self._lend(like, cells.stop - cells.start, rows, columns)
+                _fill(fills, cells, slice(0, rows), out)
+                accumulator.add(out.view(-1, *draws, rows, columns), first + start)
+            return
         join = accumulator.open(first, data)
         for start in range(0, data, at_once):
             count = min(at_once, data - start)

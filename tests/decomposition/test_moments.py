@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gradvar.decomposition import moments
 from gradvar.decomposition.moments import MomentAccumulator, Moments, moments_of, total
 
 # Values are of order one and a table sums at most some thousand squares of them in float64: 1e-13 at worst.
@@ -76,21 +77,26 @@ def test_tables_follow_their_definitions(vectors):
     assert_same(moments_of(vectors.flatten(-2)), textbook(vectors))
 
 
+@pytest.mark.parametrize("large", [1, 1 << 16])
 @quick
-@given(studies(), st.data())
-def test_any_split_into_data_and_rows_gives_the_same_tables(vectors, choose):
+@given(vectors=studies(), choose=st.data())
+def test_any_split_into_data_and_rows_gives_the_same_tables(large, vectors, choose):
+    """Whether or not a block counts as large, of which squares of norms are subtracted."""
+
     def pieces(start: int, stop: int) -> list[tuple[int, int]]:
         cuts = choose.draw(st.sets(st.integers(start, stop)))
         return list(pairwise(sorted(cuts | {start, stop})))
 
     accumulator = accumulator_for(vectors)
-    for first, last in pieces(0, len(vectors)):
-        join = accumulator.open(first, last - first)
-        for top, bottom in choose.draw(st.permutations(pieces(0, vectors.shape[-2]))):
-            for start, stop in pieces(first, last):
-                block = vectors[start:stop, ..., top:bottom, :].clone()
-                join.add(block, start - first, slice(top, bottom))
-        join.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moments, "_LARGE", large)
+        for first, last in pieces(0, len(vectors)):
+            join = accumulator.open(first, last - first)
+            for top, bottom in choose.draw(st.permutations(pieces(0, vectors.shape[-2]))):
+                for start, stop in pieces(first, last):
+                    block = vectors[start:stop, ..., top:bottom, :].clone()
+                    join.add(block, start - first, slice(top, bottom))
+            join.close()
     assert_same(accumulator.finish(), textbook(vectors))
 
 
@@ -186,18 +192,34 @@ def test_the_order_of_data_and_draws_leaves_the_sums_unchanged(vectors, seed):
     np.testing.assert_allclose(found.mean_norm2, expected.mean_norm2, **SAME)
 
 
-def test_float32_keeps_a_spread_far_below_the_mean():
-    """Mean 1e4, spread 1: `sum |g|^2 - n |mean|^2` would be off by 1e8 * 6e-8 = 6 a value.
+@pytest.mark.parametrize(("rows", "columns"), [(1, 50), (80, 50)])
+def test_float32_keeps_a_spread_far_below_the_mean(rows, columns):
+    """Small matrices, and blocks so large that squares of norms would be subtracted if that left enough.
+
+    Mean 1e4, spread 1: `sum |g|^2 - n |mean|^2` would be off by 1e8 * 6e-8 = 6 a value.
 
     Centring first leaves 4 roundings of the mean, 4 * 1e4 * 6e-8 = 2.4e-3 of a deviation of order one, and
     twice that of its square: 1e-2 is twice the worst case.
     """
     generator = torch.Generator().manual_seed(0)
-    vectors = (1e4 + torch.randn(16, 3, 4, 1, 50, generator=generator)).float()
+    vectors = (1e4 + torch.randn(16, 3, 4, rows, columns, generator=generator)).float()
     found, expected = accumulated(vectors).finish(), textbook(vectors)
     np.testing.assert_allclose(found.squares.sum(axis=0), expected.squares.sum(axis=0), rtol=1e-2)
     np.testing.assert_allclose(found.between, expected.between, rtol=1e-2)
-    np.testing.assert_allclose(found.sketch_distance2, expected.sketch_distance2, rtol=1e-2)
+    if rows == 1:  # of the others only a sketch is kept
+        np.testing.assert_allclose(found.sketch_distance2, expected.sketch_distance2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.3, 0.5, 10.0])
+def test_float32_keeps_six_digits_where_squares_are_subtracted(spread):
+    """Norms of 50 columns carry 1e-7 each, and a tenth of the squares is left at least: 2e-6; twice that over 3 levels.
+
+    Spreads of 0.3 and 0.5 of the mean are on either side of that bound.
+    """
+    vectors = 1 + spread * torch.randn(4, 3, 4, 80, 50, generator=torch.Generator().manual_seed(0))
+    found, expected = accumulated(vectors).finish(), textbook(vectors)
+    np.testing.assert_allclose(found.squares, expected.squares, rtol=4e-6)
+    np.testing.assert_allclose(found.cell_norm2, expected.cell_norm2, rtol=1e-6)
 
 
 def test_values_handed_to_moments_of_are_left_alone():
