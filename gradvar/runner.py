@@ -14,7 +14,7 @@ from gradvar.errors import EngineError, GradvarError
 from gradvar.objective import Objective, unit_of
 from gradvar.persample.check import autograd_gradients, check_against_autograd, check_deterministic
 from gradvar.persample.engine import Batch, Engine
-from gradvar.persample.memory import Footprint, default_budget, format_memory, used_memory
+from gradvar.persample.memory import Footprint, Rise, default_budget, format_memory, used_memory
 from gradvar.persample.onepass import OnePass
 from gradvar.persample.parameters import Target, select
 from gradvar.persample.reference import Reference
@@ -23,6 +23,7 @@ ENGINES = ("auto", "onepass", "reference")
 _CHECKED = 2  # data of the first chunk, which autograd repeats
 _CHUNKS = 8  # at least so many chunks a study on a GPU, so that progress shows
 _CELLS_CPU = 8  # cells of a chunk on a CPU, rounded up to a whole datum
+_SLACK = 1.2  # on what a datum takes: an allocator leaves gaps, and other sentences are longer
 _WORKSPACES = 3  # largest saved tensors (the logits) that the backward pass holds beside what autograd keeps
 
 
@@ -111,9 +112,10 @@ class Runner:
         self._choice, self._probed = engine, probed
         self._chunk_size: int | None = None  # known once the first chunk was checked
         self._sketches = planned * sum(sketch_size(*t.shape) * t.parameter.element_size() for t in self.targets)
+        self._means = sum(t.parameter.numel() * t.parameter.element_size() for t in self.targets)
         self._check_means(copies)
-        footprint, self._unreached = self._probe()
-        self._first_size = min(_CHECKED, self._fitting(footprint, 1))
+        per_datum, self._unreached = self._probe()
+        self._first_size = min(_CHECKED, self._fitting(per_datum, self._means + copies * self._means))
         try:
             self.engine = make_engine(engine, objective, self.targets, self._unreached)
         except EngineError as error:
@@ -121,7 +123,7 @@ class Runner:
 
     def _check_means(self, copies: int) -> None:
         """Refuse a study whose sums and sketches do not fit."""
-        means = copies * sum(t.parameter.numel() * t.parameter.element_size() for t in self.targets) + self._sketches
+        means = copies * self._means + self._sketches
         if used_memory(self.device) + means > self.budget:
             raise GradvarError(
                 f"the mean gradient and the data's sketches take {format_memory(means)} beside "
@@ -161,9 +163,12 @@ class Runner:
         done = 0
         while done < len(data):
             stop = min(done + (self._chunk_size or self._first_size), len(data))
-            values = self._chunk(data[done:stop], accumulators, done)
             if self._chunk_size is None:
-                self._chunk_size = self._check(data[:stop], accumulators, len(data))
+                with Rise(self.device) as rise:
+                    values = self._chunk(data[done:stop], accumulators, done)
+                self._chunk_size = self._check(data[:stop], accumulators, len(data), rise.bytes)
+            else:
+                values = self._chunk(data[done:stop], accumulators, done)
             losses[done:stop] = values.view(-1, self.cells).cpu().numpy()
             done = stop
             progress(done * self.cells)
@@ -191,18 +196,21 @@ class Runner:
 
         return footprint, losses
 
-    def _probe(self) -> tuple[Footprint, frozenset[str]]:
-        """Look at one datum: what autograd keeps, and which parameters the loss does not reach."""
+    def _probe(self) -> tuple[int, frozenset[str]]:
+        """Look at one datum: the bytes that it takes, and the parameters that the loss does not reach."""
         footprint, losses = self._footprint()
         batch = self._draw([self._probed])
-        reached = autograd_gradients(losses, batch, self.objective.model)
+        with Rise(self.device) as rise:
+            reached = autograd_gradients(losses, batch, self.objective.model)
         if not reached:
             raise GradvarError(
                 "the loss reaches no trainable parameter; switch off what detaches it, such as no_grad or reentrant "
                 "gradient checkpointing"
             )
         check_deterministic(self.objective.losses, batch)
-        return footprint, frozenset(t.name for t in self.targets if id(t.parameter) not in reached)
+        gradients = sum(gradient.numel() * gradient.element_size() for gradient in reached.values())
+        unreached = frozenset(t.name for t in self.targets if id(t.parameter) not in reached)
+        return max(_kept(footprint), rise.bytes - gradients), unreached
 
     def _chunk(self, data: np.ndarray, accumulators: list[MomentAccumulator], first: int) -> Tensor:
         """Measure consecutive data; return their losses ``[cells]``."""
@@ -225,8 +233,18 @@ class Runner:
             "checkpoint's weights, or try --dtype float64"
         )
 
-    def _check(self, data: np.ndarray, accumulators: list[MomentAccumulator], planned: int) -> int:
-        """Repeat the first chunk with autograd; return how many data a chunk may hold from now on."""
+    def _check(self, data: np.ndarray, accumulators: list[MomentAccumulator], planned: int, rise: int) -> int:
+        """Repeat the first chunk with autograd; return how many data a chunk may hold from now on.
+
+        Args:
+            data: Of the first chunk.
+            accumulators: What the engine made of them.
+            planned: Data of the whole study.
+            rise: Bytes by which the memory in use rose while the engine ran.
+
+        Returns:
+            At least one.
+        """
         footprint, losses = self._footprint()
         by_name = {t.name: a for t, a in zip(self.targets, accumulators, strict=True)}
         result = check_against_autograd(
@@ -243,19 +261,19 @@ class Runner:
             self.notices += (f"the loss never reaches {_names(names)}, counted as zero",)
         if result.zero:
             self.notices += (f"the gradient is zero, up to rounding, for {_names(result.zero)}",)
-        fitting = self._fitting(footprint, len(data), self.engine.bytes_per_datum(self.cells), self._sketches)
+        kept = _kept(footprint) // len(data) + self.engine.bytes_per_datum(self.cells)
+        per_datum = max(kept, (rise - self._means) // len(data))  # the sums were touched for the first time
+        fitting = self._fitting(per_datum, 0)
         # A processor has nothing to gain from larger batches once its cores are busy, and loses its caches.
         wanted = -(-_CELLS_CPU // self.cells) if self.device.type == "cpu" else planned // _CHUNKS
         return min(fitting, max(1, wanted))
 
-    def _fitting(self, footprint: Footprint, data: int, engine: int = 0, untouched: int = 0) -> int:
-        """How many data fit the budget, by what autograd kept of some of them.
+    def _fitting(self, per_datum: int, promised: int) -> int:
+        """How many data fit the budget at a time.
 
         Args:
-            footprint: Of those data.
-            data: How many they were.
-            engine: Bytes that the engine needs for each.
-            untouched: Bytes that are promised to the sketches, but not yet in use.
+            per_datum: Bytes that one takes.
+            promised: Bytes that will be taken beside, apart from the sketches.
 
         Returns:
             At least one.
@@ -263,16 +281,15 @@ class Runner:
         Raises:
             GradvarError: If not even one fits.
         """
-        per_datum = (footprint.total + _WORKSPACES * footprint.largest) // data + engine
-        used = used_memory(self.device) + untouched
-        fitting = (self.budget - used) // max(per_datum, 1)
+        used = used_memory(self.device) + promised + self._sketches
+        fitting = int((self.budget - used) // max(_SLACK * per_datum, 1))
         if fitting < 1:
             raise GradvarError(
                 f"a {unit_of(self.objective.levels)} with its {self.cells} cells takes {format_memory(per_datum)} "
                 f"beside {format_memory(used)} in use, over --memory {format_memory(self.budget)}; "
                 "raise --memory, or lower --masks or --max-length"
             )
-        return int(fitting)
+        return fitting
 
     def time_ordinary_step(self) -> float:
         """Time an ordinary forward and backward pass, in seconds a cell: the better of two."""
@@ -285,6 +302,11 @@ class Runner:
                 torch.cuda.synchronize(self.device)
             times.append(time.perf_counter() - start)
         return min(times) / self.cells
+
+
+def _kept(footprint: Footprint) -> int:
+    """Estimate what a batch takes from what autograd kept of it."""
+    return footprint.total + _WORKSPACES * footprint.largest
 
 
 def _names(names: Sequence[str]) -> str:

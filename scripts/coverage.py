@@ -239,13 +239,12 @@ def table(file: Path) -> str:
         values = []
         for quantity in QUANTITIES:
             found = mine[quantity]
-            text = f"{100 * float(found['coverage']):.1f} ({float(found['width']):.2g})"
-            marks = [
-                f"{100 * int(found[mark]) / int(found['simulations']):.0f} % {word}"
-                for mark, word in (("one_sided", "one-sided"), ("missing", "not resolved"))
-                if int(found[mark])
-            ]
-            values.append(text + (f"; {', '.join(marks)}" if marks else ""))
+            width = "∞" if found["width"] == "inf" else f"{float(found['width']):.2g}"
+            text = f"{100 * float(found['coverage']):.1f} ({width})"
+            for mark, words in (("one_sided", "one-sided"), ("missing", "not resolved")):
+                if part := 100 * int(found[mark]) / int(found["simulations"]):
+                    text += f"; {part:.0f} % {words}" if part >= 0.5 else f"; < 1 % {words}"
+            values.append(text)
         lines.append(f"| {name} | " + " | ".join(values) + f" | {mine['data']['sentences']} |")
     return "\n".join(lines)
 
