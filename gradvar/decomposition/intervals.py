@@ -11,8 +11,8 @@ LEVEL = 0.95
 def effective_df(values: np.ndarray) -> float:
     """Degrees of freedom of a sample variance, adjusted for kurtosis.
 
-    ``nu = 2 n / (kappa - (n-3)/(n-1))``, clipped to [2, n - 1], with ``kappa`` the sample kurtosis (3 for a
-    normal, where ``nu = n - 1``).
+    ``nu = 2 n / (kappa - (n-3)/(n-1))``, at most ``n - 1``, with ``kappa`` the sample kurtosis (3 for a normal, where
+    ``nu = n - 1``). It is over 2 for every sample of three and more, as ``kappa <= n - 2 + 1/(n-1)``.
 
     Args:
         values: ``[n]`` independent contributions.
@@ -21,13 +21,12 @@ def effective_df(values: np.ndarray) -> float:
         The degrees of freedom.
     """
     n = len(values)
-    centred = values - values.mean()
-    spread = np.mean(centred**2)
-    if n < 3 or spread == 0:
+    deviations2 = (values - values.mean()) ** 2
+    spread = deviations2.mean()
+    if spread == 0:
         return float(max(n - 1, 1))
-    kurtosis = np.mean(centred**4) / spread**2
-    excess = kurtosis - (n - 3) / (n - 1)
-    return float(np.clip(2 * n / excess, min(2, n - 1), n - 1)) if excess > 0 else float(n - 1)
+    kurtosis = np.mean((deviations2 / spread) ** 2)  # 1 at least, so the denominator is positive
+    return float(min(2 * n / (kurtosis - (n - 3) / (n - 1)), n - 1))
 
 
 def hall_interval(values: np.ndarray) -> tuple[float, float]:
@@ -45,7 +44,7 @@ def hall_interval(values: np.ndarray) -> tuple[float, float]:
     """
     n = len(values)
     mean, sd = values.mean(), values.std(ddof=1)
-    if sd == 0 or not sd > 1e-12 * abs(mean):
+    if sd <= 1e-12 * abs(mean):
         return float(mean), float(mean)
     skewness = float(np.mean((values - mean) ** 3) / np.mean((values - mean) ** 2) ** 1.5)
     reach = stats.t.ppf((1 + LEVEL) / 2, effective_df(values)) / np.sqrt(n)

@@ -39,10 +39,25 @@ def test_effective_df_of_normal_data_is_that_of_their_variance():
         ([0.0] * 99 + [1.0], 200 / (97 + 3 / 99)),  # the heaviest tail there is, and still over 2
         ([3.0] * 6, 5),
         ([1.0, 2.0], 1),
+        ([1.0, 2.0, 4.0], 2),
+        ([0.0] * 5 + [1.0], 12 / (4.2 - 0.6)),
+        ([4.0], 1),
     ],
 )
 def test_effective_df_stays_in_its_range(values, df):
-    assert effective_df(np.array(values)) == pytest.approx(df, rel=1e-12)
+    with np.errstate(all="raise"):
+        for scale in (1.0, 1e-100, 1e70):
+            assert effective_df(scale * np.array(values)) == pytest.approx(df, rel=1e-12)
+
+
+@quick
+@given(contributions())
+def test_effective_df_of_any_sample_is_over_2(values):
+    assert 2 <= effective_df(values) <= len(values) - 1
+    kurtosis = stats.kurtosis(values, fisher=False)
+    n = len(values)
+    expected = 2 * n / (kurtosis - (n - 3) / (n - 1))
+    assert effective_df(values) == pytest.approx(min(expected, n - 1), rel=1e-9)
 
 
 @quick
