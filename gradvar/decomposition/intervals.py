@@ -69,32 +69,27 @@ def fieller_interval(numerators: np.ndarray, denominators: np.ndarray) -> tuple[
     Returns:
         ``(low, high)``; ``high`` is None where no ratio is too large: the denominator may be zero.
     """
+    bottom, top = hall_interval(denominators)
+    if top <= 0:
+        return 0.0, None
 
     def end(side: int, ratio: float) -> float:
         return hall_interval(numerators - ratio * denominators)[side]
 
-    spread, signal = numerators.mean(), denominators.mean()
-    # A ratio that surely is inside: the estimate, or one at which a denominator within its interval vanishes.
-    reach = max(signal, hall_interval(denominators)[1])
-    if reach <= 0:
-        return 0.0, None
-    ratio = spread / signal if signal > 0 else spread / reach
-    low = 0.0
-    if end(0, 0.0) > 0:
-        inside = ratio
-        while end(0, inside) > 0:
-            inside *= 2
-            if inside > 1e12 * ratio:
-                return 0.0, None
-        low = float(optimize.brentq(lambda r: end(0, r), 0.0, inside, xtol=1e-9 * ratio))
-    if signal <= 0 or hall_interval(denominators)[0] <= 0:
-        return low, None
-    outside = first = max(ratio, hall_interval(numerators)[1] / signal)
-    while end(1, outside) >= 0:
-        outside *= 2
-        if outside > 1e12 * first:
-            return low, None
-    return low, float(optimize.brentq(lambda r: end(1, r), ratio, outside, xtol=1e-9 * first))
+    def crossing(side: int) -> float:
+        """Where this end of the interval, if positive at a ratio of zero, becomes zero.
+
+        It does: divided by the ratio, it tends to ``-top`` or ``-bottom``.
+        """
+        first = end(side, 0.0) / top
+        if first <= 0:
+            return 0.0
+        beyond = first
+        while end(side, beyond) > 0:
+            beyond *= 2
+        return float(optimize.brentq(lambda ratio: end(side, ratio), 0.0, beyond, xtol=1e-9 * first))
+
+    return crossing(0), crossing(1) if bottom > 0 else None
 
 
 def jackknife_interval(

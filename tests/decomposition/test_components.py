@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradvar.decomposition.components import SAME, ZERO, Components
+from gradvar.decomposition.components import Components
 from gradvar.decomposition.estimate import Estimate
 from gradvar.decomposition.intervals import hall_interval, jackknife_interval
 from gradvar.decomposition.moments import MomentAccumulator, moments_of, total
@@ -235,6 +235,8 @@ def mirrored() -> np.ndarray:
     return np.concatenate([v, -v], axis=1)
 
 
+ZERO = "the gradient is identically zero"
+SAME = "all cells have the same gradient, up to rounding; there is no variance to share"
 ZEROS = np.zeros((8, 2, 6))
 ONES = np.ones((3, 2, 6))  # running means of three are exact; of more they may round
 NOISE = normal((16, 2), (1.0, 1.0))
@@ -403,6 +405,12 @@ def test_noise_scale_of_a_clear_signal():
         found = study.noise_scale(c)
         assert found.estimate == pytest.approx(study.values @ c / study.norm2, rel=1e-12)
         assert 0 < found.low < found.estimate < found.high
+
+
+def test_noise_scale_of_a_level_whose_draws_are_alike_is_zero():
+    study = components(np.repeat(10 + normal((8, 1), (1.0,)), 2, axis=1))
+    assert study.noise_scale(np.array([0.0, 1.0])) == Estimate(0.0, 0.0, 0.0)
+    assert study.noise_scale(np.array([1.0, 0.0])).low > 0
 
 
 def test_noise_scale_without_a_clear_signal_is_a_lower_bound():
