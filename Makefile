@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-full lint format benchmark clean
+.PHONY: demo test test-full lint format benchmark mutation clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +40,10 @@ format: $(STAMP)
 benchmark: $(STAMP)
 	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[benchmarks]"
 	$(BIN)/python benchmarks/engine.py --rows benchmarks/rows.json --out docs/benchmarks.md
+
+mutation: $(STAMP)
+	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[test,mutation]"
+	$(BIN)/python scripts/mutation.py
 
 clean:
 	rm -rf $(VENV) out build dist

@@ -205,7 +205,11 @@ DAMAGES = {
     "causal": causal,
     "pickled": pickled,
     "nan": scaled("bert.encoder.layer.0.output.dense.bias", math.nan),
-    "huge": scaled("cls.predictions.transform.LayerNorm.weight", 1e20),
+    "huge": lambda folder: (  # the norm divides by its epsilon and multiplies by 1e35
+        scaled("cls.predictions.transform.dense.weight", 1e-10)(folder),
+        scaled("cls.predictions.transform.dense.bias", 0.0)(folder),
+        scaled("cls.predictions.transform.LayerNorm.weight", 1e35)(folder),
+    ),
 }
 TEXTS = {
     "empty.txt": b"",

@@ -1,11 +1,8 @@
 """Studies that grow until they are precise enough: what they give, when they stop, and which bound they name."""
 
 import pytest
-import torch
 
 import gradvar
-from gradvar.decomposition.components import Components
-from gradvar.decomposition.moments import moments_of
 from gradvar.decomposition.precision import half_widths
 from tests import cases
 
@@ -79,30 +76,3 @@ def test_every_sentence_is_measured_once_and_checked_once():
 
 def test_a_fixed_study_says_nothing_of_bounds():
     assert not {"precision", "max_sentences", "ended"} & fixed(8).study.keys()
-
-
-def study_of(vectors):
-    return Components(moments_of(vectors), ("data", "mask"))
-
-
-def test_half_widths_are_relative_to_the_variance_of_a_cell():
-    torch.manual_seed(0)
-    study = study_of(torch.randn(30, 1, 5).double() + torch.randn(30, 4, 5).double())
-    whole = study.values.sum()
-    widths = half_widths(study)
-    assert set(widths) == {"data variance", "data share", "mask variance", "mask share"}
-    for level, name in enumerate(("data", "mask")):
-        component, share = study.component(level), study.share(level)
-        assert widths[f"{name} variance"] == pytest.approx((component.high - component.low) / 2 / whole)
-        assert widths[f"{name} share"] == pytest.approx((share.high - share.low) / 2)
-
-
-def test_a_share_that_is_not_resolved_is_left_to_its_component():
-    v = torch.randn(30, 1, 5).double()
-    assert set(half_widths(study_of(torch.cat([v, -v], dim=1)))) == {"data variance", "mask variance"}
-
-
-def test_without_an_interval_nothing_is_precise():
-    torch.manual_seed(0)
-    widths = half_widths(study_of(torch.randn(3, 4, 5).double() + 3 * torch.randn(3, 1, 5).double()))
-    assert widths["data variance"] == widths["mask variance"] == float("inf")

@@ -211,13 +211,13 @@ class Components:
 
         ``|S g_n - S g|^2`` is unbiased but for the common factor of a finite sample. The error of ``|S g_n|^2`` is
         known and correlated with its own; adding ``1-t`` times that, ``t = 2|g|^2 / (MS_0 + 2|g|^2)``, leaves least
-        variance (to first order, for random signs). The mean is made exact.
+        variance (to first order, for random signs). What all data have in common cancels where
+        they are used.
         """
         m = self.moments
         spread, signal = self._mean_squares[0], 2 * m.mean_norm2
         weight = spread / (spread + signal) if spread + signal > 0 else 0.0
-        found = m.sketch_distance2 + weight * (self._norm2 - m.sketch_norm2)
-        return found + (m.between / self.counts[0] - found.mean())
+        return m.sketch_distance2 + weight * (self._norm2 - m.sketch_norm2)
 
     @cached_property
     def _contributions(self) -> np.ndarray:

@@ -11,8 +11,8 @@ LEVEL = 0.95
 def effective_df(values: np.ndarray) -> float:
     """Degrees of freedom of a sample variance, adjusted for kurtosis.
 
-    ``nu = 2 n / (kappa - (n-3)/(n-1))``, clipped to [2, n - 1], with ``kappa`` the sample kurtosis (3 for a
-    normal, where ``nu = n - 1``).
+    ``nu = 2 n / (kappa - (n-3)/(n-1))``, at most ``n - 1``, with ``kappa`` the sample kurtosis (3 for a normal, where
+    ``nu = n - 1``). It is over 2 for every sample of three and more, as ``kappa <= n - 2 + 1/(n-1)``.
 
     Args:
         values: ``[n]`` independent contributions.
@@ -21,13 +21,12 @@ def effective_df(values: np.ndarray) -> float:
         The degrees of freedom.
     """
     n = len(values)
-    centred = values - values.mean()
-    spread = np.mean(centred**2)
-    if n < 3 or spread == 0:
+    deviations2 = (values - values.mean()) ** 2
+    spread = deviations2.mean()
+    if spread == 0:
         return float(max(n - 1, 1))
-    kurtosis = np.mean(centred**4) / spread**2
-    excess = kurtosis - (n - 3) / (n - 1)
-    return float(np.clip(2 * n / excess, min(2, n - 1), n - 1)) if excess > 0 else float(n - 1)
+    kurtosis = np.mean((deviations2 / spread) ** 2)  # 1 at least, so the denominator is positive
+    return float(min(2 * n / (kurtosis - (n - 3) / (n - 1)), n - 1))
 
 
 def hall_interval(values: np.ndarray) -> tuple[float, float]:
@@ -45,7 +44,7 @@ def hall_interval(values: np.ndarray) -> tuple[float, float]:
     """
     n = len(values)
     mean, sd = values.mean(), values.std(ddof=1)
-    if sd == 0 or not sd > 1e-12 * abs(mean):
+    if sd <= 1e-12 * abs(mean):
         return float(mean), float(mean)
     skewness = float(np.mean((values - mean) ** 3) / np.mean((values - mean) ** 2) ** 1.5)
     reach = stats.t.ppf((1 + LEVEL) / 2, effective_df(values)) / np.sqrt(n)
@@ -70,32 +69,27 @@ def fieller_interval(numerators: np.ndarray, denominators: np.ndarray) -> tuple[
     Returns:
         ``(low, high)``; ``high`` is None where no ratio is too large: the denominator may be zero.
     """
+    bottom, top = hall_interval(denominators)
+    if top <= 0:
+        return 0.0, None
 
     def end(side: int, ratio: float) -> float:
         return hall_interval(numerators - ratio * denominators)[side]
 
-    spread, signal = numerators.mean(), denominators.mean()
-    # A ratio that surely is inside: the estimate, or one at which a denominator within its interval vanishes.
-    reach = max(signal, hall_interval(denominators)[1])
-    if reach <= 0:
-        return 0.0, None
-    ratio = spread / signal if signal > 0 else spread / reach
-    low = 0.0
-    if end(0, 0.0) > 0:
-        inside = ratio
-        while end(0, inside) > 0:
-            inside *= 2
-            if inside > 1e12 * ratio:
-                return 0.0, None
-        low = float(optimize.brentq(lambda r: end(0, r), 0.0, inside, xtol=1e-9 * ratio))
-    if signal <= 0 or hall_interval(denominators)[0] <= 0:
-        return low, None
-    outside = first = max(ratio, hall_interval(numerators)[1] / signal)
-    while end(1, outside) >= 0:
-        outside *= 2
-        if outside > 1e12 * first:
-            return low, None
-    return low, float(optimize.brentq(lambda r: end(1, r), ratio, outside, xtol=1e-9 * first))
+    def crossing(side: int) -> float:
+        """Where this end of the interval, if positive at a ratio of zero, becomes zero.
+
+        It does: divided by the ratio, it tends to ``-top`` or ``-bottom``.
+        """
+        first = end(side, 0.0) / top
+        if first <= 0:
+            return 0.0
+        beyond = first
+        while end(side, beyond) > 0:
+            beyond *= 2
+        return float(optimize.brentq(lambda ratio: end(side, ratio), 0.0, beyond, xtol=1e-9 * first))
+
+    return crossing(0), crossing(1) if bottom > 0 else None
 
 
 def jackknife_interval(

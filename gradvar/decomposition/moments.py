@@ -199,7 +199,7 @@ class MomentAccumulator:
         """Return the tables, once every datum has been added."""
         tables = self.tables
         sketches = tables.sketches.double()
-        mean = torch.linalg.vector_norm(tables.sums, dim=1) / self.data
+        mean = torch.linalg.vector_norm(tables.sums, dim=1, dtype=torch.float64) / self.data
         return Moments(
             (self.data, *self.draws),
             tables.squares.cpu().numpy().copy(),

@@ -8,7 +8,7 @@ between the first and the last), o outputs, i inputs, v vocabulary rows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from math import prod
@@ -40,9 +40,9 @@ class Call:
 
     module: nn.Module
     x: Any
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    dys: list[Tensor | None] = field(default_factory=list)
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    dys: list[Tensor | None]
 
     @property
     def dy(self) -> Tensor:

@@ -39,10 +39,25 @@ def test_effective_df_of_normal_data_is_that_of_their_variance():
         ([0.0] * 99 + [1.0], 200 / (97 + 3 / 99)),  # the heaviest tail there is, and still over 2
         ([3.0] * 6, 5),
         ([1.0, 2.0], 1),
+        ([1.0, 2.0, 4.0], 2),
+        ([0.0] * 5 + [1.0], 12 / (4.2 - 0.6)),
+        ([4.0], 1),
     ],
 )
 def test_effective_df_stays_in_its_range(values, df):
-    assert effective_df(np.array(values)) == pytest.approx(df, rel=1e-12)
+    with np.errstate(all="raise"):
+        for scale in (1.0, 1e-100, 1e70):
+            assert effective_df(scale * np.array(values)) == pytest.approx(df, rel=1e-12)
+
+
+@quick
+@given(contributions())
+def test_effective_df_of_any_sample_is_over_2(values):
+    assert 2 <= effective_df(values) <= len(values) - 1
+    kurtosis = stats.kurtosis(values, fisher=False)
+    n = len(values)
+    expected = 2 * n / (kurtosis - (n - 3) / (n - 1))
+    assert effective_df(values) == pytest.approx(min(expected, n - 1), rel=1e-9)
 
 
 @quick
@@ -139,6 +154,45 @@ def test_fieller_interval_of_a_numerator_near_zero_begins_at_zero():
     low, high = fieller_interval(noise - noise.mean(), np.full(40, 2.0) + 0.1 * noise)
     assert low == 0
     assert 0 < high < 0.5
+
+
+@pytest.mark.parametrize("numerator", [0.0, -1e-17])
+def test_fieller_interval_without_a_numerator_is_zero(numerator):
+    """A level whose draws are all alike has contributions of zero, or of rounding."""
+    noise = np.random.default_rng(1).normal(size=40)
+    assert fieller_interval(np.full(40, numerator), 5 + noise) == (0.0, 0.0)
+    assert fieller_interval(np.full(40, numerator), 0.01 + noise) == (0.0, None)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_fieller_interval_of_proportional_contributions_is_a_point(scale):
+    """The ends are off by 1e-9 of the numerator's lower end over the denominator's upper one at most."""
+    for below in (np.full(9, 0.7), np.random.default_rng(0).uniform(1, 2, size=9)):
+        assert fieller_interval(0.3 * scale * below, below) == pytest.approx((0.3 * scale,) * 2, rel=1e-8)
+
+
+@quick
+@given(st.integers(0, 2**32 - 1), st.floats(1e-6, 1e6), st.floats(1e-6, 1e6))
+def test_fieller_interval_follows_both_scales(seed, above, below):
+    rng = np.random.default_rng(seed)
+    numerators, denominators = 5 + rng.normal(size=12), 1 + rng.normal(size=12)
+    plain, scaled = (
+        fieller_interval(numerators, denominators),
+        fieller_interval(above * numerators, below * denominators),
+    )
+    for one, other in zip(plain, scaled, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            assert other == pytest.approx(above / below * one, rel=1e-7)
+
+
+def test_fieller_interval_of_contributions_that_move_together():
+    """`V - r S` has no noise at all at `r = 7`, where it is still positive: both ends lie beyond."""
+    noise = np.random.default_rng(1).normal(size=40)
+    low, high = fieller_interval(10 + 7 * noise, 1 + noise)
+    assert 7 < low < 10 < high
+    assert hall_interval((10 - low) + (7 - low) * noise)[0] == pytest.approx(0, abs=1e-6)
+    assert hall_interval((10 - high) + (7 - high) * noise)[1] == pytest.approx(0, abs=1e-6)
 
 
 def test_intervals_cover():

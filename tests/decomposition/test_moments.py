@@ -168,7 +168,7 @@ def test_joined_sketches_are_those_of_one_study():
 @pytest.mark.parametrize("shape", [(4, 3, 2, 5), (4, 2, 2, 6), (4, 2, 3, 5), (4, 2, 2, 2, 5)])
 def test_studies_that_differ_in_more_than_data_do_not_join(shape):
     one, other = (accumulated(torch.randn(*s, dtype=torch.float64)) for s in ((4, 2, 2, 5), shape))
-    with pytest.raises(ValueError, match="cannot be joined"):
+    with pytest.raises(ValueError, match=r"^studies that differ in more than their data cannot be joined$"):
         one.join(other.tables)
 
 
@@ -220,6 +220,28 @@ def test_float32_keeps_six_digits_where_squares_are_subtracted(spread):
     found, expected = accumulated(vectors).finish(), textbook(vectors)
     np.testing.assert_allclose(found.squares, expected.squares, rtol=4e-6)
     np.testing.assert_allclose(found.cell_norm2, expected.cell_norm2, rtol=1e-6)
+
+
+def test_sums_and_sketches_have_the_type_asked_for_and_squares_are_float64():
+    tables = MomentAccumulator(40, 50, (4, 3), torch.float32).tables
+    assert (tables.sums.dtype, tables.sketches.dtype) == (torch.float32, torch.float32)
+    assert {t.dtype for t in (tables.between, tables.squares, tables.cell_norm2)} == {torch.float64}
+
+
+def test_everything_lives_on_the_device_asked_for():
+    """Torch's `meta` device stands for an accelerator."""
+    accumulator = MomentAccumulator(40, 50, (4, 3), torch.float32, "meta")
+    tables, sketch = accumulator.tables, accumulator.sketch
+    parts = (
+        tables.sums,
+        tables.between,
+        tables.squares,
+        tables.cell_norm2,
+        tables.sketches,
+        sketch._rows,
+        sketch._signs,
+    )
+    assert {part.device.type for part in parts} == {"meta"}
 
 
 def test_values_handed_to_moments_of_are_left_alone():

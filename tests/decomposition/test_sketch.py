@@ -63,10 +63,21 @@ def test_matrices_of_rank_one_are_no_worse():
     assert np.std(errors) < 1.5 * 7 / 6 / np.sqrt(1024)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1024), (32, 32), (1024, 1), (3, 5)])
-def test_small_matrices_are_kept_whole(rows, columns):
-    u = torch.randn(rows, columns, dtype=torch.float64)
-    assert torch.equal(sketched(Sketch(rows, columns, 5, torch.float64, "cpu"), u), u.flatten())
+def test_small_matrices_are_kept_whole(rows, columns, dtype):
+    u = torch.randn(rows, columns, dtype=dtype)
+    kept = sketched(Sketch(rows, columns, 5, dtype, "cpu"), u)
+    assert kept.dtype == dtype
+    assert torch.equal(kept, u.flatten())
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(3, 5), (40, 50)])
+def test_signs_live_on_the_device_asked_for(rows, columns):
+    """Torch's `meta` device stands for an accelerator."""
+    sketch = Sketch(rows, columns, 0, torch.float32, "meta")
+    assert sketched(sketch, torch.ones(rows, columns, device="meta")).device.type == "meta"
+    assert {sketch._rows.device.type, sketch._signs.device.type} == {"meta"}
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (7, 9), (1, 1025), (2000, 3), (30522, 768), (300, 1024)])

@@ -157,6 +157,7 @@ OTHERS = {
     "bilinear": lambda: nn.Sequential(nn.Linear(3, 3), Doubled()),
     "PReLU": lambda: nn.Sequential(nn.Linear(3, 3), nn.PReLU()),
     "LayerNorm over two": lambda: nn.Sequential(nn.Linear(3, 3), nn.LayerNorm((4, 3)), nn.Linear(3, 2)),
+    "LayerNorm of another eps": lambda: nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3, eps=0.1), nn.Linear(3, 2)),
     "RMSNorm": lambda: nn.Sequential(nn.Linear(3, 3), nn.RMSNorm(3), nn.Linear(3, 2)),
     "RMSNorm over two": lambda: nn.Sequential(nn.Linear(3, 3), nn.RMSNorm((4, 3), eps=1e-3)),
     "attention": lambda: SelfAttention(),
