@@ -100,7 +100,7 @@ def conv_weight(call: Call) -> Fill:
 
     def gradient(cells: slice) -> Tensor:
         padded = F.pad(x[cells], sides, mode=mode)
-        image = padded.unflatten(2, (*line, -1)) if line else padded
+        image = padded.unflatten(2, (*line, -1))
         patches = F.unfold(image, (*line, *kernel), (*line, *dilation), 0, (*line, *stride))
         by_group = patches.unflatten(1, (module.groups, -1))
         outer = dy[cells].flatten(2).unflatten(1, (module.groups, -1))
