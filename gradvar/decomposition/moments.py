@@ -199,7 +199,8 @@ class MomentAccumulator:
         """Return the tables, once every datum has been added."""
         tables = self.tables
         sketches = tables.sketches.double()
-        mean = torch.linalg.vector_norm(tables.sums, dim=1, dtype=torch.float64) / self.data
+        sums = tables.sums.double() if self.sketch.whole else tables.sums
+        mean = torch.linalg.vector_norm(sums, dim=1) / self.data
         return Moments(
             (self.data, *self.draws),
             tables.squares.cpu().numpy().copy(),
