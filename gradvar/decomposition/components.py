@@ -232,14 +232,14 @@ class Components:
 
     @cached_property
     def _signal(self) -> np.ndarray:
-        """``[N]`` delete-one pseudo-values of ``|mu|^2``, whose mean it is.
+        """``[N]`` delete-one pseudo-values of ``|mu|^2``, whose mean it is; for 3 data and more.
 
         ``|mu|^2 = sum_{n != m} <g_n, g_m> / N(N-1)``; the terms of datum ``n`` are ``N <g_n, g> - |g_n|^2``, with
         ``2<g_n, g> = |g_n|^2 + |g|^2 - |g_n - g|^2``.
         """
         data = self.counts[0]
         terms = data / 2 * (self._norm2 - self._distance2) - self._norm2
-        return 2 * (terms - terms.mean()) / max(data - 2, 1) + self.norm2
+        return 2 * (terms - terms.mean()) / (data - 2) + self.norm2
 
 
 def _nested(mean_squares: np.ndarray, counts: tuple[int, ...]) -> np.ndarray:

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradvar.decomposition.allocation import MOST_MASKS, advise, batch_variance
+from gradvar.decomposition.allocation import MOST_MASKS, Advice, advise, batch_variance
 from gradvar.decomposition.components import Components
+from gradvar.decomposition.estimate import unresolved
 from gradvar.decomposition.moments import Moments, moments_of
 
 positive = st.floats(-3, 3).map(lambda x: 10.0**x)
@@ -29,6 +30,27 @@ def cost_of(v_data: float, v_mask: float, cost_sentence: float, cost_mask: float
 
 def test_batch_variance_of_two_levels():
     assert batch_variance(components(2.0, 12.0), 10, (3,)).estimate == pytest.approx(2 / 10 + 12 / 30, rel=1e-12)
+
+
+@pytest.mark.parametrize("v_data", [0.0, 0.5])
+def test_batch_variance_of_a_small_or_no_data_variance(v_data):
+    assert batch_variance(components(v_data, 12.0), 10, (3,)).estimate == pytest.approx(
+        v_data / 10 + 12 / 30, rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("v_data", [0.0, 1e-6])
+def test_advice_goes_no_further_than_it_says(v_data):
+    """Masks alone would be cheapest, thousands of them."""
+    assert advise(components(v_data, 12.0), 100.0, 1.0).masks_per_sentence == MOST_MASKS == 1024
+
+
+def test_advice_just_below_its_bound():
+    """`sqrt(1022.6^2)`: the better of 1022 and 1023; and of 1023 and 1024 for 1023.6."""
+    for ideal in (1022.6, 1023.6):
+        study = components(1.0, ideal**2)
+        costs = cost_of(*study.values, 1.0, 1.0, np.arange(1, MOST_MASKS + 1))
+        assert advise(study, 1.0, 1.0).masks_per_sentence == 1 + costs.argmin() == round(ideal)
 
 
 def test_batch_variance_of_three_levels():
@@ -74,9 +96,7 @@ def test_advice_needs_a_data_variance():
 
 def test_advice_is_for_two_levels():
     study = Components(moments_of(torch.randn(6, 2, 2, 3, dtype=torch.float64)), ("data", "mask", "dropout"))
-    found = advise(study, 1.0, 1.0)
-    assert found.masks_per_sentence is None
-    assert "two levels" in found.variance_ratio_to_one_mask.reason
+    assert advise(study, 2.0, 3.0) == Advice(None, unresolved("advice is given for two levels"), 2.0, 3.0)
 
 
 def test_advice_as_json():

@@ -147,6 +147,7 @@ def test_fieller_interval_of_a_denominator_near_zero_is_one_sided():
         assert high is None
         assert 5 < low < 5 / 0.02
     assert fieller_interval(above, noise - 3) == (0.0, None)
+    assert fieller_interval(above, np.zeros(40)) == (0.0, None)
 
 
 def test_fieller_interval_of_a_numerator_near_zero_begins_at_zero():
@@ -164,7 +165,7 @@ def test_fieller_interval_without_a_numerator_is_zero(numerator):
     assert fieller_interval(np.full(40, numerator), 0.01 + noise) == (0.0, None)
 
 
-@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+@pytest.mark.parametrize("scale", [1e-15, 1.0, 1e9])
 def test_fieller_interval_of_proportional_contributions_is_a_point(scale):
     """The ends are off by 1e-9 of the numerator's lower end over the denominator's upper one at most."""
     for below in (np.full(9, 0.7), np.random.default_rng(0).uniform(1, 2, size=9)):

@@ -131,6 +131,11 @@ def test_blocks_sparse_and_replaced_rows_give_the_same_tables_as_whole_data(rows
         assert_same(accumulator.finish(), whole, rtol=1e-11, atol=1e-11)
 
 
+# Torch resizes an output of the wrong shape, with a warning.
+resizing = pytest.mark.filterwarnings("error:An output with one or more elements was resized")
+
+
+@resizing
 @quick
 @given(studies(), seeds)
 def test_sparse_data_equal_dense_data_with_zeros(vectors, seed):
@@ -156,6 +161,19 @@ def test_joined_studies_equal_one_study_of_all_data(vectors, choose):
     assert_same(first.finish(), textbook(vectors))
     for other, unchanged in zip(others, before, strict=True):
         assert_same(other.finish(), unchanged)
+
+
+@resizing
+def test_sparse_data_join_those_added_before():
+    vectors = large(7, 9, 4)
+    accumulator = accumulator_for(vectors)
+    for first, last in ((0, 3), (3, 7)):
+        join = accumulator.open(first, last - first)
+        for datum in range(first, last):
+            rows = vectors[datum, 0].any(dim=1).nonzero().flatten()
+            join.add_sparse(vectors[datum : datum + 1, ..., rows, :].clone(), datum - first, rows)
+        join.close()
+    assert_same(accumulator.finish(), textbook(vectors))
 
 
 def test_joined_sketches_are_those_of_one_study():

@@ -1,5 +1,7 @@
 """Each rule alone, on modules used in every way that it claims to cover."""
 
+import warnings
+
 import pytest
 import torch
 import torch.utils.checkpoint
@@ -10,8 +12,10 @@ from torch import nn
 from gradvar.decomposition.moments import MomentAccumulator
 from gradvar.errors import GradvarError
 from gradvar.persample import onepass
+from gradvar.persample.functional import vjp_rule
 from gradvar.persample.onepass import OnePass
 from gradvar.persample.parameters import select
+from gradvar.persample.rules import Call, rules_of
 from tests.persample import oracle
 
 SMALL = st.integers(1, 3)
@@ -365,12 +369,94 @@ def test_output_without_cells_in_front_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("module", "words"),
+    "module",
     [
-        (nn.Embedding(4, 2, max_norm=1.0), "max_norm"),
-        (nn.Embedding(4, 2, scale_grad_by_freq=True), "scale_grad_by_freq"),
+        nn.Embedding(4, 2, max_norm=1.0),
+        nn.Embedding(4, 2, scale_grad_by_freq=True),
     ],
 )
-def test_options_without_a_rule_are_refused_by_name(module, words):
-    with pytest.raises(GradvarError, match=words):
+def test_options_without_a_rule_are_refused_by_name(module):
+    reason = r"^Embedding with max_norm or scale_grad_by_freq has no per-sample gradient: it mixes cells$"
+    with pytest.raises(GradvarError, match=reason):
         OnePass(module, select(module))
+
+
+RULED = {
+    "Linear": (lambda: nn.Linear(3, 4), (5, 3)),
+    "LayerNorm": (lambda: nn.LayerNorm((5, 3)), (5, 3)),
+    "RMSNorm": (lambda: nn.RMSNorm((5, 3)), (5, 3)),
+    "Conv1d": (lambda: nn.Conv1d(5, 4, 2), (5, 3)),
+    "Conv2d": (lambda: nn.Conv2d(2, 4, 2), (2, 5, 3)),
+    "Embedding": (lambda: nn.Embedding(8, 3, padding_idx=2), None),
+}
+
+
+@pytest.mark.parametrize("kind", RULED)
+def test_modules_with_rules_have_one_for_every_parameter(kind):
+    """Without its rule a parameter's gradient is found all the same, slowly, by running the module again."""
+    module = RULED[kind][0]()
+    assert list(rules_of(module)) == [name for name, _ in module.named_parameters()]
+
+
+def filled(rule, module, name, x, parts=(slice(0, 6), slice(2, 5))):
+    """Check what a rule fills in, and adds, for parts of the cells and of the rows."""
+    y = module(x)
+    dy = torch.randn_like(y)
+    parameter = module.get_parameter(name)
+    whole = torch.stack([torch.autograd.grad(module(x[c : c + 1]), parameter, dy[c : c + 1])[0] for c in range(6)])
+    whole = whole.view(6, parameter.shape[0] if parameter.ndim > 1 else 1, -1)
+    fill = rule(Call(module, x, (x,), {}, [dy]))
+    for cells in parts:
+        occurring = whole[cells].any(2).any(0).nonzero().flatten()  # more than these need not come by index
+        for rows in (slice(0, whole.shape[1]), slice(whole.shape[1] // 2, whole.shape[1]), slice(0, 1), occurring):
+            expected = whole[cells][:, rows]
+            before = torch.randn_like(expected)
+            out = before.clone()
+            fill(cells, rows, out, False)
+            torch.testing.assert_close(out, before + expected, rtol=1e-12, atol=1e-12)
+            fill(cells, rows, out, True)
+            torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", RULED)
+def test_rules_fill_any_cells_and_rows(kind):
+    torch.manual_seed(0)
+    make, shape = RULED[kind]
+    module = make().double()
+    x = torch.randint(0, 8, (6, 4)) if shape is None else torch.randn(6, *shape, dtype=torch.float64)
+    for name, rule in rules_of(module).items():
+        filled(rule, module, name, x)
+
+
+@pytest.mark.parametrize("make", [Hard, lambda: nn.PReLU(4)])
+def test_modules_of_other_kinds_fill_any_cells_and_rows(make):
+    torch.manual_seed(0)
+    module = make().double()
+    ((name, _),) = module.named_parameters()
+    filled(vjp_rule(name), module, name, torch.randn(6, 4, 3, dtype=torch.float64))
+
+
+class Warned(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        warnings.warn("the module's own", stacklevel=1)
+        return x * self.scale
+
+
+def test_vmaps_word_of_performance_is_kept_from_the_user():
+    """A bilinear layer has no batching rule."""
+    module, x = nn.Bilinear(3, 3, 2, bias=False), torch.randn(4, 3)
+    fill = vjp_rule("weight")(Call(module, x, (x, x), {}, [torch.ones(4, 2)]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fill(slice(0, 4), slice(0, 2), torch.empty(4, 2, 9), True)
+
+
+def test_a_modules_own_warnings_reach_the_user():
+    module = Warned()
+    dy = torch.ones(4, 3)
+    with pytest.warns(UserWarning, match="the module's own"):
+        vjp_rule("scale")(Call(module, dy, (dy,), {}, [dy]))(slice(0, 4), slice(0, 1), torch.empty(4, 1, 3), True)
