@@ -92,15 +92,14 @@ def fieller_interval(numerators: np.ndarray, denominators: np.ndarray) -> tuple[
     return crossing(0), crossing(1) if bottom > 0 else None
 
 
-def jackknife_interval(
-    statistic: Callable[[np.ndarray], float], count: int, df: float | None = None
-) -> tuple[float, float] | None:
+def jackknife_interval(statistic: Callable[[np.ndarray], float], count: int) -> tuple[float, float] | None:
     """Interval from the delete-one jackknife, about the full-sample value.
+
+    Student's, with the degrees of freedom of :func:`effective_df` of the pseudo-values.
 
     Args:
         statistic: Maps a ``[count]`` bool mask of the units kept to the statistic.
         count: Number of independent units.
-        df: Degrees of freedom of the t quantile; by default :func:`effective_df` of the pseudo-values.
 
     Returns:
         ``(low, high)``, or None where a replicate is not finite.
@@ -115,6 +114,6 @@ def jackknife_interval(
     if not np.isfinite(full) or not np.isfinite(replicates).all():
         return None
     pseudo = count * full - (count - 1) * replicates
-    reach = stats.t.ppf((1 + LEVEL) / 2, effective_df(pseudo) if df is None else df)
+    reach = stats.t.ppf((1 + LEVEL) / 2, effective_df(pseudo))
     half = reach * pseudo.std(ddof=1) / np.sqrt(count)
     return float(full - half), float(full + half)

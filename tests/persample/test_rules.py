@@ -398,7 +398,7 @@ def test_modules_with_rules_have_one_for_every_parameter(kind):
     assert list(rules_of(module)) == [name for name, _ in module.named_parameters()]
 
 
-def filled(rule, module, name, x, parts=(slice(0, 6), slice(2, 5))):
+def check_filled(rule, module, name, x, parts=(slice(0, 6), slice(2, 5))):
     """Check what a rule fills in, and adds, for parts of the cells and of the rows."""
     y = module(x)
     dy = torch.randn_like(y)
@@ -425,7 +425,7 @@ def test_rules_fill_any_cells_and_rows(kind):
     module = make().double()
     x = torch.randint(0, 8, (6, 4)) if shape is None else torch.randn(6, *shape, dtype=torch.float64)
     for name, rule in rules_of(module).items():
-        filled(rule, module, name, x)
+        check_filled(rule, module, name, x)
 
 
 @pytest.mark.parametrize("make", [Hard, lambda: nn.PReLU(4)])
@@ -433,7 +433,7 @@ def test_modules_of_other_kinds_fill_any_cells_and_rows(make):
     torch.manual_seed(0)
     module = make().double()
     ((name, _),) = module.named_parameters()
-    filled(vjp_rule(name), module, name, torch.randn(6, 4, 3, dtype=torch.float64))
+    check_filled(vjp_rule(name), module, name, torch.randn(6, 4, 3, dtype=torch.float64))
 
 
 class Warned(nn.Module):
@@ -452,7 +452,8 @@ def test_vmaps_word_of_performance_is_kept_from_the_user():
     fill = vjp_rule("weight")(Call(module, x, (x, x), {}, [torch.ones(4, 2)]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fill(slice(0, 4), slice(0, 2), torch.empty(4, 2, 9), True)
+        fill(slice(0, 4), slice(0, 2), out := torch.empty(4, 2, 9), True)
+    torch.testing.assert_close(out, torch.einsum("ci,cj->cij", x, x).view(4, 1, 9).expand(4, 2, 9))
 
 
 def test_a_modules_own_warnings_reach_the_user():
