@@ -48,6 +48,7 @@ TESTS = {
         "tests/decomposition/test_components.py",
     ],
     "gradvar.persample.rules": RULES,
+    "gradvar.persample.gram": ["tests/persample/test_gram.py"],
     "gradvar.decomposition.precision": ["tests/decomposition/test_precision.py"],
     "gradvar.decomposition.allocation": ["tests/decomposition/test_allocation.py"],
     "gradvar.decomposition.estimate": ["tests/decomposition/test_estimate.py", *ARITHMETIC[:1]],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import reduce
+from itertools import pairwise
 from math import prod
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from gradvar.decomposition.sketch import Sketch
 
 _LARGE = 1 << 16  # elements of a block from which a pass over it costs more than a few calls on its norms
-_LEAST_LEFT = 0.1
+_LEAST_LEFT = 0.01
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,7 @@ class Join:
             part.view(count, *shape, rows) for part, shape in zip(parts, shapes, strict=True)
         )
         self._projected = self._sums.new_zeros(count, *self._sketch.shape)
-        self._elsewhere: dict[int, Tensor] = {}
+        self._elsewhere = torch.zeros(count, sum(self._sizes), dtype=torch.float64, device=self._sums.device)
 
     def add(self, values: Tensor, offset: int, rows: slice) -> None:
         """Add a block; the rows of a datum come after those of the datum before it.
@@ -244,14 +245,40 @@ class Join:
             offset: Index of its first datum among those being joined.
             rows: Which rows.
         """
+        self.add_means(self.add_norms(values, offset, rows), offset, rows)
+
+    def add_norms(self, values: Tensor, offset: int, rows: slice) -> Tensor:
+        """Add the part of :meth:`add` that needs the cells; return the means ``[data, rows, columns]``."""
         data = slice(offset, offset + len(values))
-        means = self._inner(values, [buffer[data, ..., rows] for buffer in (self._cells, *self._deviations)])
-        self._projected[data] += self._sketch.project(means, rows)
+        return self._inner(values, [buffer[data, ..., rows] for buffer in (self._cells, *self._deviations)])
+
+    def add_means(self, means: Tensor, offset: int, rows: slice) -> None:
+        """Add the part of :meth:`add` that needs the means ``[data, rows, columns]`` alone."""
+        self._projected[offset : offset + len(means)] += self._sketch.project(means, rows)
         sums = self._sums[rows]
         for datum, mean in enumerate(means, start=offset):
             if seen := self._first + datum:
                 _norm(torch.sub(mean, sums, alpha=1 / seen), self._gaps[datum, rows])
             sums += mean
+
+    def add_squares(self, squares: list[Tensor], offset: int) -> bool:
+        """Add the part of :meth:`add_norms` for rows that never were formed.
+
+        Args:
+            squares: Float64 squared norms over these rows of a datum's means at every level, outermost first: ``[]``
+                of its mean, ``[first draws]``, ..., ``[*draws]`` of its cells.
+            offset: Index of the datum.
+
+        Returns:
+            False, and nothing was added, if too little is left of them beside the means to tell the difference.
+        """
+        found = (_left(inner, of_mean, inner.ndim - 1) for of_mean, inner in pairwise(squares))
+        left = [part for part in found if part is not None]
+        if len(left) < len(squares) - 1:
+            return False
+        self._norms[offset, :-1] = 0
+        self._elsewhere[offset, :-1] = torch.cat([part.flatten() for part in (squares[-1], *left)])
+        return True
 
     def add_sparse(self, values: Tensor, offset: int, rows: Tensor) -> None:
         """Add one datum that is zero but in some rows.
@@ -264,7 +291,7 @@ class Join:
         self._norms[offset] = 0
         before = self.before(rows)
         if seen := self._first + offset:
-            self._elsewhere[offset] = (_squares(self._sums.flatten()) - _squares(before.flatten())) / seen**2
+            self._elsewhere[offset, -1] = (_squares(self._sums.flatten()) - _squares(before.flatten())) / seen**2
         self.replace(values, offset, rows, before)
 
     def before(self, rows: Tensor) -> Tensor:
@@ -305,21 +332,19 @@ class Join:
         """Add up the rows."""
         tables = self._tables
         data = slice(self._first, self._first + self._count)
-        cells, *deviations, gaps = _squares(self._norms).split(self._sizes, dim=1)
+        cells, *deviations, gaps = (_squares(self._norms) + self._elsewhere).split(self._sizes, dim=1)
         tables.cell_norm2[data] = cells
         tables.squares[data] = torch.stack([squares.sum(dim=1) for squares in deviations], dim=1)
         tables.sketches[data] = self._sketch.fold(self._projected)
         for offset in range(self._count):
             if seen := self._first + offset:
-                gap = gaps[offset, 0] + self._elsewhere.get(offset, 0.0)
-                tables.between.add_(seen / (seen + 1) * gap)
+                tables.between.add_(gaps[offset, 0], alpha=seen / (seen + 1))
 
 
 def _deviations(values: Tensor, mean: Tensor, norms: Tensor, mean_norms: Tensor, level: int, out: Tensor) -> None:
     """Write the norms of the deviations from the mean over one dimension, by row.
 
-    Of large blocks ``sum |v|^2 - n |mean|^2`` saves two passes over memory. At least a tenth of the squares must be
-    left, so that the norms' rounding grows by one digit at most; otherwise the mean is taken off first.
+    For large blocks the norms suffice, if enough is left, which saves two passes over memory.
 
     Args:
         values: ``[..., rows, columns]``; may be overwritten.
@@ -330,14 +355,26 @@ def _deviations(values: Tensor, mean: Tensor, norms: Tensor, mean_norms: Tensor,
         out: ``[..., rows]`` without that dimension.
     """
     if values.numel() >= _LARGE:
-        squares = torch.linalg.vector_norm(norms, dim=level, dtype=torch.float64).square_()
-        mean_norms = mean_norms.double()
-        left = torch.addcmul(squares, mean_norms, mean_norms, value=-values.shape[level])
-        if left.sum() >= _LEAST_LEFT * squares.sum():
-            out.copy_(left.clamp_(min=0).sqrt_())
+        norms, mean_norms = norms.double(), mean_norms.double()
+        left = _left(norms * norms, mean_norms * mean_norms, level)
+        if left is not None:
+            out.copy_(left.sqrt_())
             return
     deviations = torch.linalg.vector_norm(values.sub_(mean.unsqueeze(level)), dim=-1)
     _norm(deviations.movedim(level, -1), out)
+
+
+def _left(squares: Tensor, of_mean: Tensor, level: int) -> Tensor | None:
+    """What the mean over dimension `level` leaves of squared norms: ``sum |v|^2 - n |mean|^2``.
+
+    At least a hundredth must be left in all, so that the rounding of norms and mean grows by two digits at most;
+    None if not.
+    """
+    whole = squares.sum(dim=level)
+    if squares.shape[level] == 1:
+        return torch.zeros_like(whole)
+    left = torch.sub(whole, of_mean, alpha=squares.shape[level])
+    return left.clamp_(min=0) if float(left.sum()) >= _LEAST_LEFT * float(whole.sum()) else None
 
 
 def _norm(values: Tensor, out: Tensor) -> None:

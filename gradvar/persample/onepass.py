@@ -16,19 +16,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from gradvar.decomposition.moments import MomentAccumulator
+from gradvar.decomposition.moments import Join, MomentAccumulator
 from gradvar.errors import EngineError
 from gradvar.persample.engine import Batch, Losses
 from gradvar.persample.functional import tensors_of, uses_of_its_children, vjp_rule, with_tensors
+from gradvar.persample.gram import gram_pays, squared_norms
 from gradvar.persample.memory import keep_freed_memory
 from gradvar.persample.parameters import Target
-from gradvar.persample.rules import Call, Fill, Rule, embedding_weight, rules_of
+from gradvar.persample.rules import Call, Fill, Products, Rule, embedding_weight, rules_of
 
 # Elements of a block: the cells of a few rows, small enough to stay in the caches of two cores.
 _BLOCK_CPU = 1 << 20
 _BLOCK_GPU = 1 << 26
 # Products of fewer rows than this run well below a processor's rate, so wide layers get up to four such blocks.
 _ROWS = 128
+# Elements formed at a time of a datum's mean, where its cells are not: they fit the second caches of two cores.
+_MEAN = 1 << 19
 
 Site = tuple[str, nn.Module, dict[int, Rule]]
 """A module to watch, its name, and the rules of those of its parameters that are studied, by ``id(parameter)``."""
@@ -106,6 +109,7 @@ class OnePass:
                 _fill(fills, cells, slice(0, rows), out)
                 accumulator.add(out.view(-1, *draws, rows, columns), first + start)
             return
+        products = _products_for_gram(dense, draws) if large else None
         join = accumulator.open(first, data)
         for start in range(0, data, at_once):
             count = min(at_once, data - start)
@@ -115,11 +119,16 @@ class OnePass:
             if large and gathers:
                 reached = torch.cat([call.x[cells].flatten() for call in gathers]).unique()
                 before = join.before(reached)
-            for row in range(0, rows, step) if dense or reached is None else ():
+            take: Callable[[Tensor, int, slice], object] = join.add
+            to_form = rows if dense or reached is None else 0
+            if products is not None:
+                take = join.add_norms  # if anything is left to be formed
+                to_form = 0 if self._by_gram(products, draws, join, start, reached) else rows
+            for row in range(0, to_form, step):
                 part = slice(row, min(row + step, rows))
                 out = self._lend(like, count * per, part.stop - row, columns)
                 _fill(fills if reached is None else dense, cells, part, out)
-                join.add(out.view(shape), start, part)
+                take(out.view(shape), start, part)
             if reached is not None:
                 out = like.new_empty(per, len(reached), columns)
                 _fill(fills, cells, reached, out)
@@ -128,6 +137,40 @@ class OnePass:
                 else:
                     join.add_sparse(out.view(shape), start, reached)
         join.close()
+
+    def _by_gram(
+        self, products: Products, draws: tuple[int, ...], join: Join, datum: int, reached: Tensor | None
+    ) -> bool:
+        """Add a datum's mean by one product over all its cells, and its squares by inner products of the factors.
+
+        Args:
+            products: The factors.
+            draws: Of each level.
+            join: What takes the values.
+            datum: Index of the datum.
+            reached: Rows whose squares are left out.
+
+        Returns:
+            Whether the squares could be had in this way; the mean was added anyhow.
+        """
+        per = prod(draws)
+        dy, x = (factor[datum * per : (datum + 1) * per] for factor in (products.dy, products.x))
+        rows, columns = dy.shape[2], x.shape[2]
+        flat, scaled = dy.flatten(0, 1), x.flatten(0, 1) / per
+        step = max(1, _MEAN // columns)
+        norms = dy.new_empty(rows)
+        for row in range(0, rows, step):
+            part = slice(row, min(row + step, rows))
+            mean = torch.mm(flat[:, part].T, scaled, out=self._lend(dy, part.stop - row, columns))
+            torch.linalg.vector_norm(mean, dim=1, out=norms[part])
+            join.add_means(mean.unsqueeze(0), datum, part)
+        if reached is not None:
+            norms[reached] = 0
+        squares = [norms.double().square().sum()]
+        for level in range(1, len(draws) + 1):
+            groups = prod(draws[:level])
+            squares.append((squared_norms(dy, x, groups, reached) * (groups / per) ** 2).view(draws[:level]))
+        return join.add_squares(squares, datum)
 
     def _lend(self, like: Tensor, *shape: int) -> Tensor:
         """Lend scratch memory; fresh memory would cost a page fault every 4 kB."""
@@ -142,6 +185,15 @@ def _fill(fills: list[Fill], cells: slice, rows: slice | Tensor, out: Tensor) ->
     """Sum the calls' gradients; the first one overwrites."""
     for index, fill in enumerate(fills):
         fill(cells, rows, out, index == 0)
+
+
+def _products_for_gram(dense: list[Fill], draws: tuple[int, ...]) -> Products | None:
+    """Return the one sum of products that a parameter's gradient is, if inner products of its factors are cheaper."""
+    if len(dense) != 1 or not isinstance(dense[0], Products) or dense[0].dy.device.type != "cpu":
+        return None
+    _, positions, rows = dense[0].dy.shape
+    together = sum(positions * prod(draws[level:]) for level in range(1, len(draws) + 1))
+    return dense[0] if gram_pays(together, rows, dense[0].x.shape[2]) else None
 
 
 def _sites_of(model: nn.Module, targets: list[Target], unreached: Set[str]) -> tuple[list[Site], list[nn.Parameter]]:

@@ -55,14 +55,26 @@ class Call:
 Rule = Callable[[Call], Fill]
 
 
-def linear_weight(call: Call) -> Fill:
+@dataclass(eq=False)
+class Products:
+    """A fill that sums products over positions, whose factors may be put to other use.
+
+    Attributes:
+        dy: ``[cells, positions, rows]``.
+        x: ``[cells, positions, columns]``.
+    """
+
+    dy: Tensor
+    x: Tensor
+
+    def __call__(self, cells: slice, rows: slice | Tensor, out: Tensor, fresh: bool) -> None:
+        """Fill; see `Fill`."""
+        torch.baddbmm(out, self.dy.transpose(1, 2)[cells, rows], self.x[cells], beta=0 if fresh else 1, out=out)
+
+
+def linear_weight(call: Call) -> Products:
     """Linear: ``dW[o, i] = sum_t dy[t, o] x[t, i]``."""
-    x, dy = _flat(call.x), _flat(call.dy).transpose(1, 2)
-
-    def fill(cells: slice, rows: slice | Tensor, out: Tensor, fresh: bool) -> None:
-        torch.baddbmm(out, dy[cells, rows], x[cells], beta=0 if fresh else 1, out=out)
-
-    return fill
+    return Products(_flat(call.dy), _flat(call.x))
 
 
 def bias(call: Call) -> Fill:

@@ -1,0 +1,139 @@
+"""Squared norms from inner products, alone and in the engine, where they take the place of the cells' gradients."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from gradvar.decomposition import moments
+from gradvar.decomposition.moments import MomentAccumulator
+from gradvar.persample import gram, onepass
+from gradvar.persample.gram import gram_pays, squared_norms
+from gradvar.persample.onepass import OnePass
+from gradvar.persample.parameters import select
+from tests import cases
+from tests.persample import oracle
+from tests.persample.test_rules import Tied
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    groups=st.integers(1, 3),
+    cells=st.integers(1, 3),
+    positions=st.integers(1, 4),
+    rows=st.integers(1, 9),
+    columns=st.integers(1, 5),
+    block=st.sampled_from([1, 7, 1 << 18]),
+    data=st.data(),
+)
+def test_squared_norms_of_sums_of_products(groups, cells, positions, rows, columns, block, data):
+    without = data.draw(st.none() | st.sets(st.integers(0, rows - 1)).map(sorted))
+    generator = torch.Generator().manual_seed(rows + 10 * columns)
+    dy, x = (
+        torch.randn(groups * cells, positions, n, dtype=torch.float64, generator=generator) for n in (rows, columns)
+    )
+    sums = torch.einsum("gto,gti->goi", *(f.reshape(groups, cells * positions, -1) for f in (dy, x)))
+    if without is not None:
+        without = torch.tensor(without, dtype=torch.long)
+        sums[:, without] = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gram, "_BLOCK", block)
+        found = squared_norms(dy, x, groups, without)
+    torch.testing.assert_close(found, sums.square().sum(dim=(1, 2)), rtol=1e-10, atol=1e-10)
+
+
+def test_norms_below_the_rounding_are_not_negative():
+    """Two tokens that cancel but for the last bits: the inner products do so in sums, not one by one."""
+    x = torch.randn(50, 1, 3, generator=torch.Generator().manual_seed(0)).expand(50, 3, 3)
+    dy = torch.tensor([0.1, 0.2, -0.1 - 0.2]).view(1, 3, 1).expand(50, 3, 4)
+    assert (squared_norms(dy, x, 50) >= 0).all()
+
+
+def test_shared_directions_cost_no_digits():
+    """What tokens share is a thousand times their size and sums to nothing; float32 keeps not one digit there."""
+    generator = torch.Generator().manual_seed(0)
+    x, dy = torch.randn(8, 19, 20, generator=generator), torch.randn(8, 19, 300, generator=generator)
+    x += 1000 * torch.randn(20, generator=generator)
+    dy -= dy.mean(dim=1, keepdim=True)
+    exact = (dy.double().transpose(1, 2) @ x.double()).square().sum(dim=(1, 2))
+    torch.testing.assert_close(squared_norms(dy, x, 8), exact, rtol=1e-7, atol=0)
+    in_float32 = ((dy @ dy.transpose(1, 2)) * (x @ x.transpose(1, 2))).sum(dim=(1, 2)).double()
+    assert ((in_float32 / exact - 1).abs() > 1e-3).any()
+
+
+def test_it_pays_for_few_positions_of_large_tables():
+    assert gram_pays(19, 30_522, 256)
+    assert not gram_pays(77, 30_522, 256)
+    assert not gram_pays(128, 1024, 256)
+    assert not gram_pays(10, 100, 200)
+    assert gram_pays(9, 200, 200)
+
+
+@pytest.fixture
+def forced(monkeypatch):
+    """Every Linear weight goes by inner products, in blocks of a few rows."""
+    monkeypatch.setattr(onepass, "gram_pays", lambda *sizes: True)
+    monkeypatch.setattr(onepass, "_BLOCK_CPU", 40)
+    monkeypatch.setattr(onepass, "_MEAN", 60)
+    took = []
+    add_squares = moments.Join.add_squares
+
+    def add(join, squares, offset):
+        took.append(add_squares(join, squares, offset))
+        return took[-1]
+
+    monkeypatch.setattr(moments.Join, "add_squares", add)
+    return took
+
+
+@pytest.mark.parametrize("counts", [(4, 3), (3, 2, 2), (2, 2, 1, 3)])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_masked_lm_by_inner_products(forced, tied, counts):
+    objective = cases.objective("bert", padded=True, inner_pads=True, tied=tied)
+    cells = counts[1:]
+    batch = objective.draw(range(counts[0]), (torch.tensor(cells).prod().item(),), seed=3)
+    targets = select(objective.model)
+    errors = oracle.errors(OnePass(objective.model, targets), objective, batch, targets, counts)
+    assert {name: error for name, error in errors.items() if error > oracle.EXACT} == {}
+    assert len(forced) >= 13 * counts[0]
+    assert sum(forced) > 0.9 * len(forced)
+
+
+@pytest.mark.parametrize("equal", ["nearly", "exactly"])
+def test_cells_that_hardly_differ_are_formed_after_all(forced, equal):
+    """The difference of two nearly equal squares has few digits left: 1e-9 of the inputs, 1e-18 of the squares."""
+    torch.manual_seed(0)
+    model = Tied(5).double()
+    data, draws = 3, 2
+    ids = torch.randint(0, 7, (data, 1, 4)).expand(data, draws, 4).flatten(0, 1)
+    noise = torch.randn(data * draws, dtype=torch.float64) if equal == "nearly" else torch.zeros(data * draws)
+    batch = {"ids": ids, "scale": 1 + 1e-9 * noise}
+
+    def losses(b):
+        return model(b["ids"]).square().sum((1, 2)) * b["scale"]
+
+    targets = select(model)
+    accumulators = {id(t.parameter): MomentAccumulator(*t.shape, (data, draws), torch.float64) for t in targets}
+    OnePass(model, targets).accumulate(losses, batch, accumulators, 0)
+    for target, g in zip(targets, oracle.explicit(losses, batch, targets), strict=True):
+        found = accumulators[id(target.parameter)].tables
+        by_datum = g.view(data, draws, -1)
+        exact = (by_datum - by_datum.mean(1, keepdim=True)).square().sum((1, 2))
+        torch.testing.assert_close(found.squares[:, 0], exact, rtol=1e-5, atol=1e-30)
+        torch.testing.assert_close(found.cell_norm2.flatten(), g.square().sum((1, 2)), rtol=1e-9, atol=0)
+        torch.testing.assert_close(
+            found.sums.view_as(g[0]), by_datum.mean(1).sum(0).view_as(g[0]), rtol=1e-9, atol=1e-12
+        )
+    assert forced
+    assert not any(forced)
+
+
+def test_several_calls_of_a_module_go_the_direct_way(forced):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 4).double()
+    targets = select(model)
+    accumulators = {id(t.parameter): MomentAccumulator(*t.shape, (2, 2), torch.float64) for t in targets}
+    batch = {"x": torch.randn(4, 3, 4, dtype=torch.float64)}
+    OnePass(model, targets).accumulate(lambda b: model(model(b["x"])).sum((1, 2)), batch, accumulators, 0)
+    assert not forced
