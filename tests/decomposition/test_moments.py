@@ -131,6 +131,50 @@ def test_blocks_sparse_and_replaced_rows_give_the_same_tables_as_whole_data(rows
         assert_same(accumulator.finish(), whole, rtol=1e-11, atol=1e-11)
 
 
+@quick
+@given(studies())
+def test_squares_of_rows_that_were_never_formed(vectors):
+    """Means, and the squared norms of every level's means; what the norms' table held before does not count."""
+    accumulator = accumulator_for(vectors)
+    join = accumulator.open(0, len(vectors))
+    join._norms.fill_(np.nan)
+    for datum, values in enumerate(vectors):
+        means = [values]
+        while means[0].ndim > 2:
+            means.insert(0, means[0].mean(dim=means[0].ndim - 3))
+        squares = [mean.square().sum(dim=(-2, -1)) for mean in means]
+        join.add_means(means[0].unsqueeze(0), datum, slice(0, vectors.shape[-2]))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(moments, "_LEAST_LEFT", -1)
+            assert join.add_squares(squares, datum)
+    join._norms[0, -1] = 0  # nothing came before the first datum
+    join.close()
+    assert_same(accumulator.finish(), textbook(vectors))
+
+
+@pytest.mark.parametrize("enough", [True, False])
+def test_squares_are_added_only_where_a_hundredth_is_left(enough):
+    accumulator = MomentAccumulator(1, 1, (2, 3), torch.float64)
+    join = accumulator.open(0, 1)
+    join._norms.zero_()
+    cells = torch.full((3,), 100.0, dtype=torch.float64)
+    of_mean = torch.tensor(98.9 if enough else 99.1, dtype=torch.float64)
+    assert join.add_squares([of_mean, cells], 0) == enough
+    join.close()
+    assert accumulator.tables.squares[0].tolist() == pytest.approx([3.3 if enough else 0])
+    assert accumulator.tables.cell_norm2[0].tolist() == [100.0 * enough] * 3
+
+
+def test_a_single_draw_leaves_nothing_and_costs_no_pass():
+    """One draw of a level is its own mean: zero, not the rounding of a difference."""
+    accumulator = MomentAccumulator(1, 1, (2, 1), torch.float64)
+    join = accumulator.open(0, 1)
+    join._norms.zero_()
+    assert join.add_squares([torch.tensor(0.3).double(), torch.tensor([0.1 + 0.2]).double()], 0)
+    join.close()
+    assert accumulator.tables.squares[0].tolist() == [0.0]
+
+
 # Torch resizes an output of the wrong shape, with a warning.
 resizing = pytest.mark.filterwarnings("error:An output with one or more elements was resized")
 

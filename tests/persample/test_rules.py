@@ -86,10 +86,14 @@ def test_linear_and_norm_over_any_middle_dimensions(data, draws, positions, widt
     compare(model, lambda b: model(b["x"]).cos().flatten(1).sum(1), batch, data, draws)
 
 
-def test_untied_embedding_keeps_to_the_rows_that_occur(monkeypatch):
-    """A table too large for a block goes through the sparse path; the padding row gets nothing."""
-    monkeypatch.setattr(onepass, "_BLOCK_CPU", 8)
-    model = nn.Sequential(nn.Embedding(50, 3, padding_idx=4), nn.Linear(3, 1)).double()
+@pytest.mark.parametrize("block", [8, 1 << 20])
+def test_untied_embedding_keeps_to_the_rows_that_occur(monkeypatch, block):
+    """A table too large for a block goes through the sparse path; the padding row gets nothing.
+
+    One that fits a block, and is too large to be its own sketch, is formed whole.
+    """
+    monkeypatch.setattr(onepass, "_BLOCK_CPU", block)
+    model = nn.Sequential(nn.Embedding(400, 3, padding_idx=4), nn.Linear(3, 1)).double()
     batch = {"ids": torch.tensor([[4, 1, 1], [2, 4, 4], [4, 4, 4], [49, 0, 1], [7, 7, 7], [1, 2, 3]])}
     compare(model, lambda b: model(b["ids"]).sin().sum((1, 2)), batch, data=3, draws=2)
 
