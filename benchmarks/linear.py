@@ -13,7 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 20  # elements, as in gradvar.persample.onepass
+from gradvar.persample.gram import squared_norms
+from gradvar.persample.onepass import _BLOCK_CPU as BLOCK
+from gradvar.persample.onepass import _MEAN
+
 SEEN = 3  # sentences before this one
 
 
@@ -76,7 +79,22 @@ def add_mean(s: Sentence, mean: Tensor, rows: slice) -> Tensor:
 
 
 def direct(s: Sentence, block: int = BLOCK) -> Found:
-    """What the engine does: products in blocks, norms, mean, centre, norms."""
+    """What the engine does with most weights: products in blocks, their norms, the mean, its norm."""
+    norm2, within, gap = torch.zeros(s.sizes[0], dtype=torch.float64), torch.zeros(1, dtype=torch.float64), []
+
+    def after(out: Tensor, rows: slice) -> None:
+        found = squares(out)
+        norm2.add_(found)
+        mean = out.mean(dim=0)
+        within.add_(found.sum() - len(out) * squares(mean.unsqueeze(0)).sum())
+        gap.append(add_mean(s, mean, rows))
+
+    by_blocks(s, s.x, block, after)
+    return norm2, within, torch.stack(gap).sum()
+
+
+def centred(s: Sentence, block: int = BLOCK) -> Found:
+    """What it does where the mean leaves little: norms, mean, centre, norms."""
     norm2, within, gap = torch.zeros(s.sizes[0], dtype=torch.float64), torch.zeros(1, dtype=torch.float64), []
 
     def after(out: Tensor, rows: slice) -> None:
@@ -108,15 +126,18 @@ def one_read(s: Sentence) -> Found:
     return inner + 2 * crossed + torch.stack(mean2).sum(), inner.sum().unsqueeze(0), torch.stack(gap).sum()
 
 
-def mean_in_one_product(s: Sentence) -> Tensor:
-    """The sentence's mean by one product over all its tokens; returns the gap."""
+def mean_in_one_product(s: Sentence) -> tuple[Tensor, Tensor]:
+    """The sentence's mean by one product over all its tokens; returns the gap and its squared norm."""
     cells, _, inputs, outputs = s.sizes
-    x, dy = s.x.flatten(0, 1), s.dy.flatten(0, 1)
-    step, gap = max(1, BLOCK // inputs), []
+    x, dy = s.x.flatten(0, 1) / cells, s.dy.flatten(0, 1)
+    step, gap, norm2 = max(1, _MEAN // inputs), [], []
+    scratch = x.new_empty(step, inputs)
     for row in range(0, outputs, step):
         rows = slice(row, min(row + step, outputs))
-        gap.append(add_mean(s, torch.mm(dy[:, rows].T, x).div_(cells), rows))
-    return torch.stack(gap).sum()
+        mean = torch.mm(dy[:, rows].T, x, out=scratch[: rows.stop - row])
+        norm2.append(squares(mean.unsqueeze(0)))
+        gap.append(add_mean(s, mean, rows))
+    return torch.stack(gap).sum(), torch.stack(norm2).sum()
 
 
 def gram(s: Sentence, dtype: torch.dtype = torch.float64) -> Found:
@@ -136,7 +157,14 @@ def gram(s: Sentence, dtype: torch.dtype = torch.float64) -> Found:
     for cell, (x, dy) in enumerate(zip(inner(s.x), inner(s.dy), strict=True)):
         table[cell, cell:] = table[cell:, cell] = (x * dy).view(positions, -1, positions).sum(dim=(0, 2))
     centring = torch.eye(cells, dtype=torch.float64) - 1 / cells
-    return table.diagonal().clone(), (centring @ table).trace().unsqueeze(0), mean_in_one_product(s)
+    return table.diagonal().clone(), (centring @ table).trace().unsqueeze(0), mean_in_one_product(s)[0]
+
+
+def gram_norms(s: Sentence) -> Found:
+    """What the engine does with decoders: the cells' norms by inner products of their own tokens alone."""
+    norm2 = squared_norms(s.dy, s.x, s.sizes[0])
+    gap, of_mean = mean_in_one_product(s)
+    return norm2, (norm2.sum() - len(norm2) * of_mean).unsqueeze(0), gap
 
 
 def lq(s: Sentence) -> Found:
@@ -151,7 +179,7 @@ def lq(s: Sentence) -> Found:
         within.add_(squares(out.sub_(out.mean(dim=0))).sum())
 
     by_blocks(compressed, compressed.x, BLOCK, after)
-    return norm2, within, mean_in_one_product(s)
+    return norm2, within, mean_in_one_product(s)[0]
 
 
 def products(s: Sentence) -> None:
@@ -168,11 +196,13 @@ FORMULATIONS: dict[str, Callable[[Sentence], Found | None]] = {
     "autograd": autograd,
     "products": products,
     "direct": direct,
+    "centred": centred,
     "direct, blocks of 2^16": lambda s: direct(s, 1 << 16),
     "direct, blocks of 2^18": lambda s: direct(s, 1 << 18),
     "direct, blocks of 2^22": lambda s: direct(s, 1 << 22),
     "direct, at least 128 rows": lambda s: direct(s, max(BLOCK, 128 * s.sizes[0] * s.sizes[2])),
     "one read": one_read,
+    "norms by gram": gram_norms,
     "gram, float64": gram,
     "gram, float32": lambda s: gram(s, torch.float32),
     "LQ": lq,
