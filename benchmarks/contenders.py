@@ -1,7 +1,7 @@
 """The contenders of `engine.py`: every way to the cells' gradients.
 
 A contender is a step over the same cells. Those that form per-cell gradients work a sentence at a time, as
-`gradvar` does on a CPU, and hand them to the same accumulators.
+`gradvar` does on a CPU, and hand them to the same accumulators, in the middle of a study.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from study import Outcome, Study
 from torch import Tensor, nn
 
+from gradvar.decomposition.moments import MomentAccumulator
 from gradvar.objective import Batch
 from gradvar.persample.onepass import OnePass
 from gradvar.persample.parameters import select
@@ -49,13 +50,15 @@ def loop(study: Study) -> Step:
 def engine(study: Study, make: type[OnePass] | type[Reference]) -> Step:
     """One of gradvar's engines, a sentence at a time."""
     built = make(study.model, study.targets)
+    accumulators: dict[int, MomentAccumulator] = {}
 
     def step() -> Outcome:
-        accumulators = study.accumulators()
+        if not accumulators:
+            accumulators.update(study.accumulators())
         for sentence, batch in study.sentences():
-            built.accumulate(study.losses, batch, accumulators, sentence)
+            built.accumulate(study.losses, batch, accumulators, study.case.sentences + sentence)
         scratch = getattr(built, "_scratch", None)
-        return study.finish(
+        return study.outcome(
             accumulators, built.bytes_per_datum(study.case.masks) if scratch is None else scratch.nbytes
         )
 
@@ -64,9 +67,11 @@ def engine(study: Study, make: type[OnePass] | type[Reference]) -> Step:
 
 def per_cell(study: Study, gradients_of: Callable[[Batch], Callable[[nn.Parameter], Tensor | None]]) -> Step:
     """A contender that gives explicit per-cell gradients of a batch; reduced and dropped sentence by sentence."""
+    accumulators: dict[int, MomentAccumulator] = {}
 
     def step() -> Outcome:
-        accumulators = study.accumulators()
+        if not accumulators:
+            accumulators.update(study.accumulators())
         scratch = 0
         for sentence, batch in study.sentences():
             take = gradients_of(batch)
@@ -77,10 +82,10 @@ def per_cell(study: Study, gradients_of: Callable[[Batch], Callable[[nn.Paramete
                     raise RuntimeError(f"no per-cell gradient of '{target.name}'")
                 held += found.nbytes
                 accumulators[id(target.parameter)].add(
-                    found.contiguous().view(1, study.case.masks, *target.shape), sentence
+                    found.contiguous().view(1, study.case.masks, *target.shape), study.case.sentences + sentence
                 )
             scratch = max(scratch, held)
-        return study.finish(accumulators, scratch)
+        return study.outcome(accumulators, scratch)
 
     return step
 
@@ -191,7 +196,7 @@ def stitched(study: Study) -> Step:
                     continue
                 shape = (parameter.shape[0], -1) if parameter.ndim > 1 else (1, parameter.numel())
                 found = torch.empty(cells, *parameter.reshape(shape).shape)
-                rule(Call(module, x.detach(), dys=[dy]))(slice(0, cells), slice(0, found.shape[1]), found, True)
+                rule(Call(module, x.detach(), args, {}, [dy]))(slice(0, cells), slice(0, found.shape[1]), found, True)
                 known = getattr(parameter, "cell_gradients", None)
                 parameter.cell_gradients = found if known is None else known.add_(found)
 
