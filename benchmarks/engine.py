@@ -1,11 +1,11 @@
 """What per-cell gradient statistics cost: engines and peers against the ordinary forward and backward.
 
-Every contender lives in a process of its own (so peak memory is its own, capped) and all take turns, so that a
-noisy machine slows them alike. Quote the ratios: medians over rounds of a contender's time over that of the
-ordinary step in the same round. `ordinary` takes all cells in one batch, `ordinary-1` a sentence's cells at a
+Every contender lives in a process of its own (so peak memory is its own, capped) and takes turns with the ordinary
+step, so that a noisy machine slows both alike. Quote the ratios: medians over rounds of a contender's time over that
+of the ordinary step in the same round. `ordinary` takes all cells in one batch, `ordinary-1` a sentence's cells at a
 time, as gradvar does on a CPU. What a study takes once, at its start and end, is told apart. A contender that fails
-says why. Norms are compared with plain autograd's, so
-that a fast wrong answer shows as wrong. Rows are kept case by case: a run that was stopped goes on.
+says why. Norms are compared with plain autograd's, so that a fast wrong answer shows as wrong. Rows are kept case by
+case: a run that was stopped goes on.
 
     python benchmarks/engine.py --rows benchmarks/rows.json --out docs/benchmarks.md      # everything
     python benchmarks/engine.py --cases mini:8x8x128 --contenders ordinary,ordinary-1,onepass --rounds 20
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -134,54 +135,87 @@ def serve(pipe: Connection, threads: int, cap: float, name: str, case: tuple[Any
         pipe.send((time.perf_counter() - clock, time.process_time() - processors))
 
 
-def race(names: list[str], case: tuple[Any, ...], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Let the contenders take turns, after each was looked at by itself."""
-    context = multiprocessing.get_context("forkserver")  # spawning would import everything again for each
-    context.set_forkserver_preload(["contenders", *PRELOADED])
-    pipes, processes, facts = {}, {}, {}
-    for name in names:
-        pipes[name], end = context.Pipe()
-        processes[name] = context.Process(target=serve, args=(end, args.threads, args.cap, name, case), daemon=True)
-        processes[name].start()
+class Contender:
+    """A contender in a process of its own.
+
+    Attributes:
+        facts: What its first step showed; ``failed`` if it cannot run.
+    """
+
+    def __init__(self, name: str, case: tuple[Any, ...], args: argparse.Namespace) -> None:
+        self.name, self._cap = name, args.cap
+        context = multiprocessing.get_context("forkserver")  # spawning would import everything again for each
+        context.set_forkserver_preload(["contenders", *PRELOADED])
+        self._pipe, end = context.Pipe()
+        self._process = context.Process(target=serve, args=(end, args.threads, args.cap, name, case), daemon=True)
+        self._process.start()
         end.close()
+        self.facts: dict[str, Any] = {}
+        self.facts = self._receive() or self.facts
+
+    @property
+    def runs(self) -> bool:
+        """Whether it can take a turn."""
+        return "failed" not in self.facts
+
+    def turn(self) -> tuple[float, float]:
+        """Take one step: seconds of the clock, and of the processors."""
+        self._pipe.send(True)
+        return self._receive() or (math.nan, math.nan)
+
+    def stop(self) -> None:
+        """End the process."""
+        if self.runs:
+            self._pipe.send(False)
+        self._process.join()
+
+    def _receive(self) -> Any:
         try:
-            facts[name] = pipes[name].recv()
+            return self._pipe.recv()
         except EOFError:
-            facts[name] = {"failed": f"the process was killed; more than {args.cap:g} GiB?"}
-    times: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in names}
+            self.facts["failed"] = f"the process was killed; more than {self._cap:g} GiB, or than the machine has?"
+
+
+def race(names: list[str], case: tuple[Any, ...], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Let the contenders take turns, after each was looked at by itself.
+
+    The fast ones take turns with each other. The others, which may need much memory, live one after the other, and
+    each of their steps follows one of the ordinary step.
+    """
+    fast = {name: Contender(name, case, args) for name in names if name in FAST}
+    times: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
     for round_ in range(-1, args.rounds):  # the first one warms up what every round is compared with
-        for name in names:
-            if "failed" not in facts[name] and (name in FAST or 0 <= round_ < args.slow_rounds):
-                pipes[name].send(True)
-                times[name][round_] = pipes[name].recv()
-    for known in times.values():
-        known.pop(-1, None)
+        turns = {name: contender.turn() for name, contender in fast.items() if contender.runs}
+        for name, turn in turns.items() if round_ >= 0 else ():
+            times[name].append((*turn, *turns["ordinary"]))
+    facts = {name: contender.facts for name, contender in fast.items()}
     for name in names:
-        if "failed" not in facts[name]:
-            pipes[name].send(False)
-        processes[name].join()
-    return [row(name, case, facts[name], times[name], times["ordinary"]) for name in names]
+        if name in FAST:
+            continue
+        contender = Contender(name, case, args)
+        for _ in range(args.slow_rounds if contender.runs else 0):
+            ordinary = fast["ordinary"].turn()
+            times[name].append((*contender.turn(), *ordinary))
+        contender.stop()
+        facts[name] = contender.facts
+    for contender in fast.values():
+        contender.stop()
+    return [row(name, case, facts[name], times[name]) for name in names]
 
 
-def row(
-    name: str,
-    case: tuple[Any, ...],
-    facts: dict[str, Any],
-    times: dict[int, tuple[float, float]],
-    ordinary: dict[int, tuple[float, float]],
-) -> dict[str, Any]:
+def row(name: str, case: tuple[Any, ...], facts: dict[str, Any], times: list[tuple[float, ...]]) -> dict[str, Any]:
     """Put together what is known of a contender."""
     model, sentences, masks, length = case
     found = {"model": model, "sentences": sentences, "masks": masks, "length": length, "contender": name, **facts}
-    if times and ordinary:
-        clock = [times[r][0] / ordinary[r][0] for r in times]
+    if times and "failed" not in facts:
+        clock = [own / ordinary for own, _, ordinary, _ in times]
         found |= {
             "rounds": len(times),
-            "median_s": statistics.median(clock_ for clock_, _ in times.values()),
+            "median_s": statistics.median(own for own, *_ in times),
             "ratio": statistics.median(clock),
             "ratio_low": min(clock),
             "ratio_high": max(clock),
-            "cpu_ratio": statistics.median(times[r][1] / ordinary[r][1] for r in times),
+            "cpu_ratio": statistics.median(own / ordinary for _, own, _, ordinary in times),
         }
     return found
 

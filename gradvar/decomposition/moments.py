@@ -7,6 +7,7 @@ tables of `Moments`.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
@@ -150,29 +151,11 @@ class MomentAccumulator:
             first: Index of the first datum.
         """
         if self.sketch.whole:
-            self._add_small(values.flatten(-2), first)
+            add_small([(self, values)], first)
             return
         join = self.open(first, len(values))
         join.add(values, 0, slice(0, values.shape[-2]))
         join.close()
-
-    def _add_small(self, values: Tensor, first: int) -> None:
-        """Add ``[data, *draws, coordinates]``, so few that the number of calls is what counts."""
-        tables, data = self.tables, slice(first, first + len(values))
-        values = values.double()
-        tables.cell_norm2[data] = values.square().sum(dim=-1).flatten(1)
-        for level in range(len(self.draws), 0, -1):
-            mean = values.mean(dim=level)
-            deviations = values - mean.unsqueeze(level)
-            tables.squares[data, level - 1] = deviations.flatten(1).square().sum(dim=1)
-            values = mean
-        tables.sketches[data] = values
-        sums = tables.sums.flatten()
-        for seen, mean in enumerate(values, start=first):
-            if seen:
-                gap = mean - sums / seen
-                tables.between.add_(torch.dot(gap, gap), alpha=seen / (seen + 1))
-            sums += mean
 
     def join(self, other: Tables) -> None:
         """Put the data of another study of the same population behind those of this one.
@@ -212,6 +195,46 @@ class MomentAccumulator:
             (sketches - sketches.mean(dim=0)).square().sum(dim=1).cpu().numpy(),
             tables.sums.numel(),
         )
+
+
+def add_small(parts: list[tuple[MomentAccumulator, Tensor]], first: int) -> None:
+    """Add the same data to accumulators whose sketches are whole, those of one shape together.
+
+    They are so small that the number of calls is what counts.
+
+    Args:
+        parts: Accumulators and values ``[data, *draws, rows, columns]``.
+        first: Index of the first datum.
+    """
+    by_shape: dict[torch.Size, list[tuple[MomentAccumulator, Tensor]]] = defaultdict(list)
+    for accumulator, values in parts:
+        flat = values.flatten(-2)
+        by_shape[flat.shape].append((accumulator, flat))
+    for group in by_shape.values():
+        accumulators = [accumulator for accumulator, _ in group]
+        values = torch.stack([values for _, values in group]).double()  # [accumulators, data, *draws, size]
+        cells = (values * values).sum(dim=-1).flatten(2)
+        squares: list[Tensor] = []
+        for level in range(values.ndim - 2, 1, -1):
+            mean = values.mean(dim=level)
+            deviations = (values - mean.unsqueeze(level)).flatten(2)
+            squares.insert(0, (deviations * deviations).sum(dim=2))
+            values = mean
+        sums = torch.stack([accumulator.tables.sums.flatten() for accumulator in accumulators]).double()
+        between = sums.new_zeros(len(group))
+        for seen, mean in enumerate(values.unbind(1), start=first):
+            if seen:
+                gap = mean - sums / seen
+                between.add_((gap * gap).sum(dim=1), alpha=seen / (seen + 1))
+            sums += mean
+        inner, data = torch.stack(squares, dim=2), slice(first, first + values.shape[1])
+        for index, accumulator in enumerate(accumulators):
+            tables = accumulator.tables
+            tables.cell_norm2[data] = cells[index]
+            tables.squares[data] = inner[index]
+            tables.sketches[data] = values[index]
+            tables.between.add_(between[index])
+            tables.sums.copy_(sums[index].view_as(tables.sums))
 
 
 class Join:

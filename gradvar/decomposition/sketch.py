@@ -70,6 +70,8 @@ class Sketch:
     def fold(self, projected: Tensor) -> Tensor:
         """Finish: ``[..., count, columns]`` sums of all rows to ``[..., size]``."""
         *front, count, columns = projected.shape
+        if columns == self._buckets:
+            return projected.flatten(-2)
         padded = torch.nn.functional.pad(projected, (0, -columns % self._buckets))
         turns = padded.shape[-1] // self._buckets
         return padded.view(*front, count, turns, self._buckets).sum(dim=-2).flatten(-2)

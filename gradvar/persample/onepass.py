@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from gradvar.decomposition.moments import Join, MomentAccumulator
+from gradvar.decomposition.moments import Join, MomentAccumulator, add_small
 from gradvar.errors import EngineError
 from gradvar.persample.engine import Batch, Losses
 from gradvar.persample.functional import tensors_of, uses_of_its_children, vjp_rule, with_tensors
@@ -57,6 +57,7 @@ class OnePass:
         self.model = model
         self._sites, self._again = _sites_of(model, targets, unreached)
         self._scratch: Tensor | None = None
+        self._small: list[tuple[MomentAccumulator, Tensor]] = []  # what is added at the end, all together
 
     def bytes_per_datum(self, cells: int) -> int:
         """Bytes of the gradients of one datum: blocks of fixed size, but for the modules that run again."""
@@ -67,6 +68,7 @@ class OnePass:
     ) -> Tensor:
         """Add the cells of some consecutive data; see :class:`~gradvar.persample.engine.Engine`."""
         cells = len(next(iter(batch.values())))
+        self._small.clear()  # of a call that failed
         capture = _Capture(self._sites, cells, lambda key, calls: self._reduce(calls, accumulators[key], first))
         with _frozen(self.model), capture.hooks(), torch.enable_grad():
             try:
@@ -81,6 +83,7 @@ class OnePass:
             if values.requires_grad:
                 values.sum().backward()
             capture.flush()
+        self._add_small(first)
         return values.detach()
 
     def _reduce(self, calls: list[tuple[Rule, Call]], accumulator: MomentAccumulator, first: int) -> None:
@@ -103,11 +106,11 @@ class OnePass:
         wide = at_once * per * columns
         step = max(1, min(rows, max(block // wide, min(_ROWS, 4 * block // wide))))
         if accumulator.sketch.whole and not large:
-            for start in range(0, data, at_once):
-                cells = slice(start * per, min(start + at_once, data) * per)
-                out = self._lend(like, cells.stop - cells.start, rows, columns)
-                _fill(fills, cells, slice(0, rows), out)
-                accumulator.add(out.view(-1, *draws, rows, columns), first + start)
+            out = like.new_empty(data * per, rows, columns)
+            _fill(fills, slice(0, data * per), slice(0, rows), out)
+            self._small.append((accumulator, out.view(data, *draws, rows, columns)))
+            if sum(values.numel() for _, values in self._small) > block:
+                self._add_small(first)
             return
         products = _products_for_gram(dense, draws) if large else None
         join = accumulator.open(first, data)
@@ -171,6 +174,11 @@ class OnePass:
             groups = prod(draws[:level])
             squares.append((squared_norms(dy, x, groups, reached) * (groups / per) ** 2).view(draws[:level]))
         return join.add_squares(squares, datum)
+
+    def _add_small(self, first: int) -> None:
+        """Add what was put by."""
+        add_small(self._small, first)
+        self._small.clear()
 
     def _lend(self, like: Tensor, *shape: int) -> Tensor:
         """Lend scratch memory; fresh memory would cost a page fault every 4 kB."""
@@ -261,7 +269,7 @@ class _Capture:
             if self._busy:
                 return output
             tensors, rest, places = tensors_of(output)
-            args, kwargs = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, (args, kwargs))
+            args, kwargs = tuple(map(_detached, args)), {name: _detached(x) for name, x in kwargs.items()}
             x = args[0] if args else next(iter(kwargs.values()), None)
             watched = [i for i, y in enumerate(tensors) if _leading(y) == self._cells]
             if not watched:
@@ -307,6 +315,13 @@ class _Capture:
         """Hand over the parameters some of whose outputs the loss never reached."""
         for key in list(self._calls):
             self._hand_over(key)
+
+
+def _detached(x: Any) -> Any:
+    """Detach a tensor, or those in nested tuples, lists and dicts."""
+    if isinstance(x, Tensor):
+        return x.detach()
+    return tree_map(_detached, x) if isinstance(x, (tuple, list, dict)) else x
 
 
 def _expand(x: Tensor, cells: int) -> Tensor:

@@ -132,6 +132,19 @@ def test_blocks_sparse_and_replaced_rows_give_the_same_tables_as_whole_data(rows
 
 
 @quick
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), max_size=5), seeds)
+def test_small_vectors_of_many_parameters_are_added_together(shapes, seed):
+    rng = np.random.default_rng(seed)
+    studies = [torch.from_numpy(rng.normal(size=(5, 2, 3, *shape))) for shape in shapes]
+    accumulators = [accumulator_for(vectors) for vectors in studies]
+    for first, last in ((0, 2), (2, 5)):
+        parts = [(a, v[first:last]) for a, v in zip(accumulators, studies, strict=True)]
+        moments.add_small(parts, first)
+    for accumulator, vectors in zip(accumulators, studies, strict=True):
+        assert_same(accumulator.finish(), textbook(vectors))
+
+
+@quick
 @given(studies())
 def test_squares_of_rows_that_were_never_formed(vectors):
     """Means, and the squared norms of every level's means; what the norms' table held before does not count."""
