@@ -119,6 +119,9 @@ def serve(pipe: Connection, threads: int, cap: float, name: str, case: tuple[Any
 
     import torch
 
+    from gradvar.persample.memory import keep_freed_memory
+
+    keep_freed_memory()  # for all alike: without it a step may take 80,000 page faults, or none, as its imports go
     warnings.filterwarnings("ignore")
     torch.set_num_threads(threads)
     resource.setrlimit(resource.RLIMIT_DATA, (int(cap * GIB), int(cap * GIB)))

@@ -11,7 +11,8 @@ Written by `{command}`
 on {cores} cores ({threads} threads; {processor}, {memory_GiB} GiB) with Python {python}, {versions}.
 
 *ordinary* is the forward and backward of all cells in one batch, *ordinary-1* a sentence's cells at a time, as all
-others but *loop* go. A step is taken in the middle of a study; what a study takes once is told apart. Ratios are
+others but *loop* go. A step is taken in the middle of a study; what a study takes once is told apart. All
+run with the allocator's settings that gradvar chooses, so that none spends its time on page faults. Ratios are
 medians over rounds of the time over *ordinary*'s in the same round, with their range; *processors* is the same of
 the processors' time, which other jobs on the machine disturb less. *Error* is the largest relative error of
 {checked} cells' gradient norms against plain autograd in float32 (about 1e-6 is rounding; anything near 1e-2 is
