@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import math
 import multiprocessing
 import os
 import platform
@@ -121,7 +120,7 @@ def serve(pipe: Connection, threads: int, cap: float, name: str, case: tuple[Any
 
     from gradvar.persample.memory import keep_freed_memory
 
-    keep_freed_memory()  # for all alike: without it a step may take 80,000 page faults, or none, as its imports go
+    keep_freed_memory()  # for all alike: else a step takes 80,000 page faults, or few, as its imports go
     warnings.filterwarnings("ignore")
     torch.set_num_threads(threads)
     resource.setrlimit(resource.RLIMIT_DATA, (int(cap * GIB), int(cap * GIB)))
@@ -164,7 +163,10 @@ class Contender:
     def turn(self) -> tuple[float, float]:
         """Take one step: seconds of the clock, and of the processors."""
         self._pipe.send(True)
-        return self._receive() or (math.nan, math.nan)
+        turn = self._receive()
+        if turn is None:
+            raise RuntimeError(f"{self.name}: {self.facts['failed']}")
+        return turn
 
     def stop(self) -> None:
         """End the process."""
@@ -188,6 +190,8 @@ def race(names: list[str], case: tuple[Any, ...], args: argparse.Namespace) -> l
     fast = {name: Contender(name, case, args) for name in names if name in FAST}
     times: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
     for round_ in range(-1, args.rounds):  # the first one warms up what every round is compared with
+        if not fast["ordinary"].runs:
+            break
         turns = {name: contender.turn() for name, contender in fast.items() if contender.runs}
         for name, turn in turns.items() if round_ >= 0 else ():
             times[name].append((*turn, *turns["ordinary"]))
@@ -196,9 +200,12 @@ def race(names: list[str], case: tuple[Any, ...], args: argparse.Namespace) -> l
         if name in FAST:
             continue
         contender = Contender(name, case, args)
-        for _ in range(args.slow_rounds if contender.runs else 0):
+        for _ in range(args.slow_rounds if contender.runs and fast["ordinary"].runs else 0):
             ordinary = fast["ordinary"].turn()
-            times[name].append((*contender.turn(), *ordinary))
+            try:
+                times[name].append((*contender.turn(), *ordinary))
+            except RuntimeError:  # it died; its facts say so
+                break
         contender.stop()
         facts[name] = contender.facts
     for contender in fast.values():

@@ -20,7 +20,7 @@ from torch import Tensor
 from gradvar.decomposition.sketch import Sketch
 
 _LARGE = 1 << 16  # elements of a block from which a pass over it costs more than a few calls on its norms
-_LEAST_LEFT = 0.01
+_LEAST_LEFT = 0.01  # of squares from which a mean's are subtracted: two digits lost
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def add_small(parts: list[tuple[MomentAccumulator, Tensor]], first: int) -> None
     They are so small that the number of calls is what counts.
 
     Args:
-        parts: Accumulators and values ``[data, *draws, rows, columns]``.
+        parts: Distinct accumulators and their values ``[data, *draws, rows, columns]``.
         first: Index of the first datum.
     """
     by_shape: dict[torch.Size, list[tuple[MomentAccumulator, Tensor]]] = defaultdict(list)
@@ -212,7 +212,7 @@ def add_small(parts: list[tuple[MomentAccumulator, Tensor]], first: int) -> None
         by_shape[flat.shape].append((accumulator, flat))
     for group in by_shape.values():
         accumulators = [accumulator for accumulator, _ in group]
-        values = torch.stack([values for _, values in group]).double()  # [accumulators, data, *draws, size]
+        values = torch.stack([flat for _, flat in group]).double()  # [accumulators, data, *draws, size]
         cells = (values * values).sum(dim=-1).flatten(2)
         squares: list[Tensor] = []
         for level in range(values.ndim - 2, 1, -1):
@@ -258,6 +258,7 @@ class Join:
             part.view(count, *shape, rows) for part, shape in zip(parts, shapes, strict=True)
         )
         self._projected = self._sums.new_zeros(count, *self._sketch.shape)
+        # Squares of rows that are in no row's norm.
         self._elsewhere = torch.zeros(count, sum(self._sizes), dtype=torch.float64, device=self._sums.device)
 
     def add(self, values: Tensor, offset: int, rows: slice) -> None:
@@ -285,7 +286,7 @@ class Join:
             sums += mean
 
     def add_squares(self, squares: list[Tensor], offset: int) -> bool:
-        """Add the part of :meth:`add_norms` for rows that never were formed.
+        """Add the part of :meth:`add_norms` for rows that never were formed, before :meth:`replace` adds others.
 
         Args:
             squares: Float64 squared norms over these rows of a datum's means at every level, outermost first: ``[]``
@@ -377,7 +378,7 @@ def _deviations(values: Tensor, mean: Tensor, norms: Tensor, mean_norms: Tensor,
         level: The dimension.
         out: ``[..., rows]`` without that dimension.
     """
-    if values.numel() >= _LARGE:
+    if values.numel() >= _LARGE and values.dtype.itemsize >= 4:
         norms, mean_norms = norms.double(), mean_norms.double()
         left = _left(norms * norms, mean_norms * mean_norms, level)
         if left is not None:
@@ -390,14 +391,14 @@ def _deviations(values: Tensor, mean: Tensor, norms: Tensor, mean_norms: Tensor,
 def _left(squares: Tensor, of_mean: Tensor, level: int) -> Tensor | None:
     """What the mean over dimension `level` leaves of squared norms: ``sum |v|^2 - n |mean|^2``.
 
-    At least a hundredth must be left in all, so that the rounding of norms and mean grows by two digits at most;
-    None if not.
+    At least a hundredth must be left of the block's, so that the rounding of norms and mean grows by two digits at
+    most; None if not.
     """
     whole = squares.sum(dim=level)
     if squares.shape[level] == 1:
         return torch.zeros_like(whole)
     left = torch.sub(whole, of_mean, alpha=squares.shape[level])
-    return left.clamp_(min=0) if float(left.sum()) >= _LEAST_LEFT * float(whole.sum()) else None
+    return left.clamp_(min=0) if bool(left.sum() >= _LEAST_LEFT * whole.sum()) else None
 
 
 def _norm(values: Tensor, out: Tensor) -> None:

@@ -41,7 +41,7 @@ def _gram(factor: Tensor) -> Tensor:
     """Inner products ``[groups, positions, positions]`` over the last dimension, in float64."""
     groups, positions, _width = factor.shape
     found = factor.new_zeros(groups, positions, positions, dtype=torch.float64)
-    for part in factor.split(max(1, _BLOCK // (groups * positions)), dim=2):
+    for part in factor.split(max(1, _BLOCK // max(1, groups * positions)), dim=2):
         part = part.double()
         found.baddbmm_(part, part.transpose(1, 2))
     return found

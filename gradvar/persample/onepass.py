@@ -1,7 +1,8 @@
 """One forward and one backward over all cells: hooks catch what the gradients are made of and reduce it at once.
 
 Autograd's own weight gradients are switched off; the same products are formed a few rows at a time for the
-cells of one datum, turned into moments while they are in cache, and forgotten.
+cells of one datum, turned into moments while they are in cache, and forgotten. Of large tables with few positions
+only the mean over the cells is formed; small parameters wait until all can be reduced together.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ _BLOCK_GPU = 1 << 26
 _ROWS = 128
 # Elements formed at a time of a datum's mean, where its cells are not: they fit the second caches of two cores.
 _MEAN = 1 << 19
+# Elements of small parameters that may wait to be reduced together.
+_PUT_BY = 1 << 22
 
 Site = tuple[str, nn.Module, dict[int, Rule]]
 """A module to watch, its name, and the rules of those of its parameters that are studied, by ``id(parameter)``."""
@@ -60,7 +63,7 @@ class OnePass:
         self._small: list[tuple[MomentAccumulator, Tensor]] = []  # what is added at the end, all together
 
     def bytes_per_datum(self, cells: int) -> int:
-        """Bytes of the gradients of one datum: blocks of fixed size, but for the modules that run again."""
+        """Bytes of the gradients of one datum, but for blocks whose size is bounded: of the modules that run again."""
         return max((2 * cells * p.numel() * p.element_size() for p in self._again), default=0)
 
     def accumulate(
@@ -91,7 +94,8 @@ class OnePass:
 
         An embedding reaches few rows of a large table. Where nothing else reaches it, only those rows are
         formed; where a decoder shares it, the decoder's part of all rows is formed in blocks, and the rows
-        that the embedding reaches are then formed again with both parts.
+        that the embedding reaches are then formed again with both parts. Where inner products of its factors are
+        cheaper, the decoder's cells are not formed at all. Small parameters are put by.
         """
         draws, per = accumulator.draws, prod(accumulator.draws)
         rows, columns = accumulator.tables.sums.shape
@@ -109,7 +113,7 @@ class OnePass:
             out = like.new_empty(data * per, rows, columns)
             _fill(fills, slice(0, data * per), slice(0, rows), out)
             self._small.append((accumulator, out.view(data, *draws, rows, columns)))
-            if sum(values.numel() for _, values in self._small) > block:
+            if sum(values.numel() for _, values in self._small) > _PUT_BY:
                 self._add_small(first)
             return
         products = _products_for_gram(dense, draws) if large else None
@@ -198,6 +202,8 @@ def _fill(fills: list[Fill], cells: slice, rows: slice | Tensor, out: Tensor) ->
 def _products_for_gram(dense: list[Fill], draws: tuple[int, ...]) -> Products | None:
     """Return the one sum of products that a parameter's gradient is, if inner products of its factors are cheaper."""
     if len(dense) != 1 or not isinstance(dense[0], Products) or dense[0].dy.device.type != "cpu":
+        return None
+    if dense[0].dy.dtype.itemsize < 4:  # the mean has too few digits to be subtracted
         return None
     _, positions, rows = dense[0].dy.shape
     together = sum(positions * prod(draws[level:]) for level in range(1, len(draws) + 1))
@@ -318,10 +324,12 @@ class _Capture:
 
 
 def _detached(x: Any) -> Any:
-    """Detach a tensor, or those in nested tuples, lists and dicts."""
+    """Detach a tensor, or those in nested containers."""
     if isinstance(x, Tensor):
         return x.detach()
-    return tree_map(_detached, x) if isinstance(x, (tuple, list, dict)) else x
+    if x is None or isinstance(x, (bool, int, float, str)):  # spares the slow walk what most modules are given
+        return x
+    return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, x)
 
 
 def _expand(x: Tensor, cells: int) -> Tensor:

@@ -160,7 +160,6 @@ def test_squares_of_rows_that_were_never_formed(vectors):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(moments, "_LEAST_LEFT", -1)
             assert join.add_squares(squares, datum)
-    join._norms[0, -1] = 0  # nothing came before the first datum
     join.close()
     assert_same(accumulator.finish(), textbook(vectors))
 
@@ -285,15 +284,15 @@ def test_float32_keeps_a_spread_far_below_the_mean(rows, columns):
         np.testing.assert_allclose(found.sketch_distance2, expected.sketch_distance2, rtol=1e-2)
 
 
-@pytest.mark.parametrize("spread", [0.1, 0.3, 0.5, 10.0])
-def test_float32_keeps_six_digits_where_squares_are_subtracted(spread):
-    """Norms of 50 columns carry 1e-7 each, and a tenth of the squares is left at least: 2e-6; twice that over 3 levels.
+@pytest.mark.parametrize("spread", [0.1, 0.12, 0.5, 10.0])
+def test_float32_keeps_five_digits_where_squares_are_subtracted(spread):
+    """Norms of 50 columns carry 1e-7 each, and a hundredth of the squares is left: 2e-5; twice that over 3 levels.
 
-    Spreads of 0.3 and 0.5 of the mean are on either side of that bound.
+    Spreads of 0.1 and 0.12 of the mean leave 0.7 % and 1.1 %, on either side of that bound.
     """
     vectors = 1 + spread * torch.randn(4, 3, 4, 80, 50, generator=torch.Generator().manual_seed(0))
     found, expected = accumulated(vectors).finish(), textbook(vectors)
-    np.testing.assert_allclose(found.squares, expected.squares, rtol=4e-6)
+    np.testing.assert_allclose(found.squares, expected.squares, rtol=4e-5)
     np.testing.assert_allclose(found.cell_norm2, expected.cell_norm2, rtol=1e-6)
 
 
