@@ -159,19 +159,34 @@ class Hard(nn.Module):
         return x * self.scale if float(x.sum()) > -1e9 else x
 
 
-class Upsampled(nn.Module):
-    """Hands a module its sizes, a container that holds no tensors."""
+class Options(dict):
+    """A container that `torch` does not look into."""
+
+
+class Powers(nn.Module):
+    """Takes more than tensors."""
 
     def __init__(self):
         super().__init__()
-        self.up = nn.ConvTranspose1d(4, 4, 2, stride=2)
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x, options):
+        return self.scale * x ** options["power"]
+
+
+class Configured(nn.Module):
+    """Hands a module options beside its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.powers = Powers()
 
     def forward(self, x):
-        return self.up(x, output_size=torch.Size([2 * x.shape[2] + 1]))
+        return self.powers(x, Options(power=2))
 
 
 OTHERS = {
-    "sizes": lambda: nn.Sequential(nn.Linear(3, 3), Upsampled()),
+    "options": lambda: nn.Sequential(nn.Linear(3, 3), Configured()),
     "a value looked at": lambda: nn.Sequential(nn.Linear(3, 3), Hard()),
     "LSTM": lambda: nn.Sequential(nn.Linear(3, 3), nn.LSTM(3, 3, batch_first=True)),
     "bilinear": lambda: nn.Sequential(nn.Linear(3, 3), Doubled()),
