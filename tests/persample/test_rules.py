@@ -40,13 +40,16 @@ class Tied(nn.Module):
         return self.decoder(torch.tanh(self.mix(x)))
 
 
+def both(model, losses, batch, data, draws):
+    """Each parameter's tables by one pass, and the loop's gradients `[cells, rows, columns]`."""
+    targets = select(model)
+    found = oracle.accumulate(OnePass(model, targets), losses, batch, targets, (data, draws))
+    return zip(targets, found, oracle.explicit(losses, batch, targets), strict=True)
+
+
 def compare(model, losses, batch, data, draws):
     """Cell norms, sums of squares and the grand mean of every parameter, against the loop."""
-    targets = select(model)
-    accumulators = {id(t.parameter): MomentAccumulator(*t.shape, (data, draws), torch.float64) for t in targets}
-    OnePass(model, targets).accumulate(losses, batch, accumulators, 0)
-    for target, g in zip(targets, oracle.explicit(losses, batch, targets), strict=True):
-        found = accumulators[id(target.parameter)].tables
+    for target, found, g in both(model, losses, batch, data, draws):
         by_datum = g.view(data, draws, -1)
         scale = float(g.square().sum()) + 1e-30
         close = {"rtol": 1e-9, "atol": 1e-13 * scale}
