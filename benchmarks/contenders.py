@@ -13,7 +13,7 @@ import torch
 from study import Outcome, Study
 from torch import Tensor, nn
 
-from gradvar.decomposition.moments import MomentAccumulator
+from gradvar.decomposition.accumulator import MomentAccumulator
 from gradvar.objective import Batch
 from gradvar.persample.onepass import OnePass
 from gradvar.persample.parameters import select

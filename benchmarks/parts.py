@@ -20,7 +20,7 @@ from contenders import CONTENDERS
 from engine import parse_case
 from study import Case, Study
 
-from gradvar.decomposition.moments import MomentAccumulator
+from gradvar.decomposition.accumulator import MomentAccumulator
 from gradvar.persample import onepass
 from gradvar.persample.onepass import OnePass
 

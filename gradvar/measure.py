@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradvar import ranks
+from gradvar.decomposition.accumulator import MomentAccumulator
 from gradvar.decomposition.components import Components
-from gradvar.decomposition.moments import MomentAccumulator, Moments, total
+from gradvar.decomposition.moments import Moments, total
 from gradvar.decomposition.precision import half_widths
 from gradvar.errors import GradvarError
 from gradvar.objective import Objective

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gradvar.decomposition.moments import Tables
+from gradvar.decomposition.accumulator import Tables
 from gradvar.errors import GradvarError
 from gradvar.runner import Portion
 

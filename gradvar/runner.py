@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradvar.decomposition.moments import MomentAccumulator
+from gradvar.decomposition.accumulator import MomentAccumulator
 from gradvar.decomposition.sketch import sketch_size
 from gradvar.errors import EngineError, GradvarError
 from gradvar.objective import Objective, unit_of

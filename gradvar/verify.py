@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from gradvar.decomposition.moments import MomentAccumulator, Tables
+from gradvar.decomposition.accumulator import MomentAccumulator, Tables
 from gradvar.errors import GradvarError
 from gradvar.objective import Objective
 from gradvar.persample.check import autograd_gradients, check_deterministic, tolerance_of

@@ -27,9 +27,9 @@ import numpy as np
 import torch
 
 import gradvar
+from gradvar.decomposition.accumulator import moments_of
 from gradvar.decomposition.components import Components
 from gradvar.decomposition.estimate import Estimate
-from gradvar.decomposition.moments import moments_of
 from gradvar.decomposition.precision import half_widths
 from gradvar.decomposition.sketch import Sketch
 

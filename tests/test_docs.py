@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import gradvar
+from gradvar.decomposition.accumulator import moments_of
 from gradvar.decomposition.components import Components
-from gradvar.decomposition.moments import moments_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "objectives.md"
 

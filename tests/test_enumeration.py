@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
+from gradvar.decomposition.accumulator import MomentAccumulator
 from gradvar.decomposition.components import Components
-from gradvar.decomposition.moments import MomentAccumulator, total
+from gradvar.decomposition.moments import total
 from gradvar.huggingface.corpus import Corpus
 from gradvar.huggingface.masked_lm import MaskedLM
 from gradvar.measure import measure

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import gradvar
+from gradvar.decomposition.accumulator import moments_of
 from gradvar.decomposition.components import Components
-from gradvar.decomposition.moments import moments_of
 from gradvar.errors import GradvarError
 from gradvar.measure import measure
 from tests import cases

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from gradvar.decomposition.moments import MomentAccumulator
+from gradvar.decomposition.accumulator import MomentAccumulator
 
 Batch = Mapping[str, Tensor]
 Losses = Callable[[Batch], Tensor]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from gradvar.decomposition.moments import Join, MomentAccumulator, add_small
+from gradvar.decomposition.accumulator import MomentAccumulator, add_small
 from gradvar.errors import EngineError
 from gradvar.persample.engine import Batch, Losses
 from gradvar.persample.functional import tensors_of, uses_of_its_children, vjp_rule, with_tensors
@@ -117,7 +117,6 @@ class OnePass:
                 self._add_small(first)
             return
         products = _products_for_gram(dense, draws) if large else None
-        join = accumulator.open(first, data)
         for start in range(0, data, at_once):
             count = min(at_once, data - start)
             cells = slice(start * per, (start + count) * per)
@@ -125,59 +124,56 @@ class OnePass:
             reached = None
             if large and gathers:
                 reached = torch.cat([call.x[cells].flatten() for call in gathers]).unique()
-                before = join.before(reached)
-            take: Callable[[Tensor, int, slice], object] = join.add
-            to_form = rows if dense or reached is None else 0
-            if products is not None:
-                take = join.add_norms  # if anything is left to be formed
-                to_form = 0 if self._by_gram(products, draws, join, start, reached) else rows
-            for row in range(0, to_form, step):
+                before = accumulator.before(reached)
+            by_gram = products is not None and self._by_gram(products, accumulator, start, first, reached)
+            for row in range(0, 0 if by_gram or (reached is not None and not dense) else rows, step):
                 part = slice(row, min(row + step, rows))
                 out = self._lend(like, count * per, part.stop - row, columns)
                 _fill(fills if reached is None else dense, cells, part, out)
-                take(out.view(shape), start, part)
+                if products is None:
+                    accumulator.add_rows(out.view(shape), first + start, part, _inside(reached, part))
+                else:
+                    accumulator.add_cells(out.view(shape), first + start, _inside(reached, part))
             if reached is not None:
                 out = like.new_empty(per, len(reached), columns)
                 _fill(fills, cells, reached, out)
                 if dense:
-                    join.replace(out.view(shape), start, reached, before)
+                    accumulator.replace(out.view(shape), first + start, reached, before)
                 else:
-                    join.add_sparse(out.view(shape), start, reached)
-        join.close()
+                    accumulator.add_sparse(out.view(shape), first + start, reached)
 
     def _by_gram(
-        self, products: Products, draws: tuple[int, ...], join: Join, datum: int, reached: Tensor | None
+        self, products: Products, accumulator: MomentAccumulator, datum: int, first: int, reached: Tensor | None
     ) -> bool:
-        """Add a datum's mean by one product over all its cells, and its squares by inner products of the factors.
+        """Add a datum's sum by one product over all its cells, and its squares by inner products of the factors.
 
         Args:
             products: The factors.
-            draws: Of each level.
-            join: What takes the values.
-            datum: Index of the datum.
+            accumulator: What takes the values.
+            datum: Index of the datum among those of the factors.
+            first: Index of the first of these.
             reached: Rows whose squares are left out.
 
         Returns:
-            Whether the squares could be had in this way; the mean was added anyhow.
+            Whether the squares could be had in this way; the sum was added anyhow.
         """
+        draws = accumulator.draws
         per = prod(draws)
         dy, x = (factor[datum * per : (datum + 1) * per] for factor in (products.dy, products.x))
         rows, columns = dy.shape[2], x.shape[2]
-        flat, scaled = dy.flatten(0, 1), x.flatten(0, 1) / per
+        flat, inputs = dy.flatten(0, 1), x.flatten(0, 1)
         step = max(1, _MEAN // columns)
         norms = dy.new_empty(rows)
         for row in range(0, rows, step):
             part = slice(row, min(row + step, rows))
-            mean = torch.mm(flat[:, part].T, scaled, out=self._lend(dy, part.stop - row, columns))
-            torch.linalg.vector_norm(mean, dim=1, out=norms[part])
-            join.add_means(mean.unsqueeze(0), datum, part)
+            total = torch.mm(flat[:, part].T, inputs, out=self._lend(dy, part.stop - row, columns))
+            torch.linalg.vector_norm(total, dim=1, out=norms[part])
+            accumulator.add_totals(total.unsqueeze(0), first + datum, part, _inside(reached, part))
         if reached is not None:
             norms[reached] = 0
-        squares = [norms.double().square().sum()]
-        for level in range(1, len(draws) + 1):
-            groups = prod(draws[:level])
-            squares.append((squared_norms(dy, x, groups, reached) * (groups / per) ** 2).view(draws[:level]))
-        return join.add_squares(squares, datum)
+        levels = (draws[:level] for level in range(1, len(draws) + 1))
+        inner = [squared_norms(dy, x, prod(level), reached).view(level) for level in levels]
+        return accumulator.add_squares([norms.double().square().sum(), *inner], first + datum)
 
     def _add_small(self, first: int) -> None:
         """Add what was put by."""
@@ -197,6 +193,11 @@ def _fill(fills: list[Fill], cells: slice, rows: slice | Tensor, out: Tensor) ->
     """Sum the calls' gradients; the first one overwrites."""
     for index, fill in enumerate(fills):
         fill(cells, rows, out, index == 0)
+
+
+def _inside(reached: Tensor | None, part: slice) -> Tensor | None:
+    """Which of some rows lie in a part, counted from its first."""
+    return None if reached is None else reached[(reached >= part.start) & (reached < part.stop)] - part.start
 
 
 def _products_for_gram(dense: list[Fill], draws: tuple[int, ...]) -> Products | None:

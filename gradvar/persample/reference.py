@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from gradvar.decomposition.moments import MomentAccumulator
+from gradvar.decomposition.accumulator import MomentAccumulator
 from gradvar.persample.engine import Batch, Losses
 from gradvar.persample.parameters import Target
 

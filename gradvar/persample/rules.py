@@ -69,7 +69,11 @@ class Products:
 
     def __call__(self, cells: slice, rows: slice | Tensor, out: Tensor, fresh: bool) -> None:
         """Fill; see `Fill`."""
-        torch.baddbmm(out, self.dy.transpose(1, 2)[cells, rows], self.x[cells], beta=0 if fresh else 1, out=out)
+        dy, x = self.dy.transpose(1, 2)[cells, rows], self.x[cells]
+        if fresh:
+            torch.bmm(dy, x, out=out)
+        else:
+            out.baddbmm_(dy, x)
 
 
 def linear_weight(call: Call) -> Products:

@@ -6,10 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gradvar.decomposition.accumulator import moments_of
 from gradvar.decomposition.allocation import MOST_MASKS, Advice, advise, batch_variance
 from gradvar.decomposition.components import Components
 from gradvar.decomposition.estimate import unresolved
-from gradvar.decomposition.moments import Moments, moments_of
+from gradvar.decomposition.moments import Moments
 
 positive = st.floats(-3, 3).map(lambda x: 10.0**x)
 

@@ -12,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gradvar.decomposition.accumulator import MomentAccumulator, moments_of
 from gradvar.decomposition.components import Components
 from gradvar.decomposition.estimate import Estimate
 from gradvar.decomposition.intervals import hall_interval, jackknife_interval
-from gradvar.decomposition.moments import MomentAccumulator, moments_of, total
+from gradvar.decomposition.moments import total
 
 quick = settings(max_examples=40, deadline=None)
 coefficients = st.tuples(*[st.floats(0.1, 10)] * 2).map(np.array)

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from gradvar.decomposition.accumulator import moments_of
 from gradvar.decomposition.components import Components
 from gradvar.decomposition.intervals import effective_df, fieller_interval, hall_interval, jackknife_interval
-from gradvar.decomposition.moments import moments_of
 
 quick = settings(max_examples=60, deadline=None)
 

@@ -5,8 +5,8 @@ from math import inf
 import pytest
 import torch
 
+from gradvar.decomposition.accumulator import moments_of
 from gradvar.decomposition.components import Components
-from gradvar.decomposition.moments import moments_of
 from gradvar.decomposition.precision import half_widths
 
 

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForMaskedLM, FlaubertConfig
 
 import gradvar
+from gradvar.decomposition.accumulator import moments_of
 from gradvar.decomposition.components import Components
-from gradvar.decomposition.moments import moments_of
 from gradvar.errors import GradvarError
 from gradvar.huggingface.masked_lm import MaskedLM
 from gradvar.masking.cells import Cells

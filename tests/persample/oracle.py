@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gradvar.decomposition.moments import MomentAccumulator, Tables
+from gradvar.decomposition.accumulator import MomentAccumulator, Tables
 from gradvar.objective import Objective
 from gradvar.persample.engine import Batch, Engine
 from gradvar.persample.parameters import Target

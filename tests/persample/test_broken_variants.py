@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gradvar import check_engine, decompose
-from gradvar.decomposition.moments import MomentAccumulator
+from gradvar.decomposition.accumulator import MomentAccumulator
 from gradvar.errors import EngineError
 from gradvar.persample import onepass, rules
 from gradvar.persample.onepass import OnePass

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradvar.decomposition.moments import MomentAccumulator
+from gradvar.decomposition.accumulator import MomentAccumulator
 from gradvar.errors import EngineError
 from gradvar.measure import measure
 from gradvar.persample.onepass import OnePass
@@ -113,7 +113,7 @@ def test_chunks_and_blocks_change_nothing(kind, by_gram, monkeypatch):
     if by_gram:
         monkeypatch.setattr("gradvar.persample.onepass.gram_pays", lambda *sizes: True)
         monkeypatch.setattr("gradvar.persample.onepass._MEAN", 50)
-        monkeypatch.setattr("gradvar.decomposition.moments._LEAST_LEFT", 1e-4)
+        monkeypatch.setattr("gradvar.decomposition.accumulator._LEAST_LEFT", 1e-4)
     objective, batch = study(kind, True, "sdpa", True)
     targets = select(objective.model)
 

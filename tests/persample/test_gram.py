@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from gradvar.decomposition import moments
-from gradvar.decomposition.moments import MomentAccumulator
+from gradvar.decomposition import accumulator as streaming
+from gradvar.decomposition.accumulator import MomentAccumulator
 from gradvar.persample import gram, onepass
 from gradvar.persample.gram import gram_pays, squared_norms
 from gradvar.persample.onepass import OnePass
@@ -77,18 +77,18 @@ def test_it_pays_for_few_positions_of_large_tables():
 @pytest.fixture
 def forced(monkeypatch):
     """Every Linear weight goes by inner products, in blocks of a few rows; float64 has digits to spare."""
-    monkeypatch.setattr(moments, "_LEAST_LEFT", 1e-6)
+    monkeypatch.setattr(streaming, "_LEAST_LEFT", 1e-6)
     monkeypatch.setattr(onepass, "gram_pays", lambda positions, rows, columns: positions > 0)
     monkeypatch.setattr(onepass, "_BLOCK_CPU", 40)
     monkeypatch.setattr(onepass, "_MEAN", 60)
     took = []
-    add_squares = moments.Join.add_squares
+    add_squares = MomentAccumulator.add_squares
 
-    def add(join, squares, offset):
-        took.append((len(join._sums), add_squares(join, squares, offset)))
+    def add(accumulator, squares, datum):
+        took.append((len(accumulator.tables.sums), add_squares(accumulator, squares, datum)))
         return took[-1][1]
 
-    monkeypatch.setattr(moments.Join, "add_squares", add)
+    monkeypatch.setattr(MomentAccumulator, "add_squares", add)
     return took
 
 
@@ -150,8 +150,8 @@ def test_float32_through_the_engine(monkeypatch):
     monkeypatch.setattr(onepass, "gram_pays", lambda *sizes: True)
     monkeypatch.setattr(onepass, "_BLOCK_CPU", 1 << 10)
     took = []
-    add_squares = moments.Join.add_squares
-    monkeypatch.setattr(moments.Join, "add_squares", lambda *args: took.append(add_squares(*args)) or took[-1])
+    add_squares = MomentAccumulator.add_squares
+    monkeypatch.setattr(MomentAccumulator, "add_squares", lambda *args: took.append(add_squares(*args)) or took[-1])
     model = nn.Linear(30, 60)
     generator = torch.Generator().manual_seed(0)
     x = 1 + 0.19 * torch.randn(3 * 4, 2, 30, generator=generator)

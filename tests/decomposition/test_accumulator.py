@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradvar.decomposition import moments
-from gradvar.decomposition.moments import MomentAccumulator, Moments, moments_of, total
+from gradvar.decomposition import accumulator as streaming
+from gradvar.decomposition.accumulator import MomentAccumulator, moments_of
+from gradvar.decomposition.moments import Moments, total
 
 # Values are of order one and a table sums at most some thousand squares of them in float64: 1e-13 at worst.
 SAME = {"rtol": 1e-12, "atol": 1e-12}
@@ -89,14 +90,12 @@ def test_any_split_into_data_and_rows_gives_the_same_tables(large, vectors, choo
 
     accumulator = accumulator_for(vectors)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(moments, "_LARGE", large)
+        patch.setattr(streaming, "_LARGE", large)
         for first, last in pieces(0, len(vectors)):
-            join = accumulator.open(first, last - first)
             for top, bottom in choose.draw(st.permutations(pieces(0, vectors.shape[-2]))):
                 for start, stop in pieces(first, last):
                     block = vectors[start:stop, ..., top:bottom, :].clone()
-                    join.add(block, start - first, slice(top, bottom))
-            join.close()
+                    accumulator.add_rows(block, start, slice(top, bottom))
     assert_same(accumulator.finish(), textbook(vectors))
 
 
@@ -114,19 +113,16 @@ def test_blocks_sparse_and_replaced_rows_give_the_same_tables_as_whole_data(rows
     whole = accumulated(vectors).finish()
     blocks, sparse, replaced = (accumulator_for(vectors) for _ in range(3))
     for datum, values in enumerate(vectors):
-        join = blocks.open(datum, 1)
         for part in (slice(2, rows), slice(0, 2)):
-            join.add(values[None, :, part].clone(), 0, part)
-        join.close()
+            blocks.add_rows(values[None, :, part].clone(), datum, part)
         nonzero = values[0].any(dim=1).nonzero().flatten().flip(0)
-        join = sparse.open(datum, 1)
-        join.add_sparse(values[None, :, nonzero].clone(), 0, nonzero)
-        join.close()
-        join = replaced.open(datum, 1)
-        before = join.before(nonzero)
-        join.add(torch.where(values.any(dim=-1, keepdim=True), values + 7, values)[None].clone(), 0, slice(0, rows))
-        join.replace(values[None, :, nonzero].clone(), 0, nonzero, before)
-        join.close()
+        sparse.add_sparse(values[None, :, nonzero].clone(), datum, nonzero)
+        before = replaced.before(nonzero)
+        others = torch.where(values.any(dim=-1, keepdim=True), values + 7, values)
+        for part in (slice(0, 2), slice(2, rows)):
+            inside = nonzero[(nonzero >= part.start) & (nonzero < part.stop)] - part.start
+            replaced.add_rows(others[None, :, part].clone(), datum, part, inside)
+        replaced.replace(values[None, :, nonzero].clone(), datum, nonzero, before)
     for accumulator in (blocks, sparse, replaced):
         assert_same(accumulator.finish(), whole, rtol=1e-11, atol=1e-11)
 
@@ -139,7 +135,7 @@ def test_small_vectors_of_many_parameters_are_added_together(shapes, seed):
     accumulators = [accumulator_for(vectors) for vectors in studies]
     for first, last in ((0, 2), (2, 5)):
         parts = [(a, v[first:last]) for a, v in zip(accumulators, studies, strict=True)]
-        moments.add_small(parts, first)
+        streaming.add_small(parts, first)
     for accumulator, vectors in zip(accumulators, studies, strict=True):
         assert_same(accumulator.finish(), textbook(vectors))
 
@@ -147,32 +143,26 @@ def test_small_vectors_of_many_parameters_are_added_together(shapes, seed):
 @quick
 @given(studies())
 def test_squares_of_rows_that_were_never_formed(vectors):
-    """Means, and the squared norms of every level's means; what the norms' table held before does not count."""
+    """The sum of a datum's cells, and the squared norms of every level's sums."""
     accumulator = accumulator_for(vectors)
-    join = accumulator.open(0, len(vectors))
-    join._norms.fill_(np.nan)
     for datum, values in enumerate(vectors):
-        means = [values]
-        while means[0].ndim > 2:
-            means.insert(0, means[0].mean(dim=means[0].ndim - 3))
-        squares = [mean.square().sum(dim=(-2, -1)) for mean in means]
-        join.add_means(means[0].unsqueeze(0), datum, slice(0, vectors.shape[-2]))
+        sums = [values]
+        while sums[0].ndim > 2:
+            sums.insert(0, sums[0].sum(dim=sums[0].ndim - 3))
+        squares = [level.square().sum(dim=(-2, -1)) for level in sums]
+        accumulator.add_totals(sums[0].unsqueeze(0), datum, slice(0, vectors.shape[-2]))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(moments, "_LEAST_LEFT", -1)
-            assert join.add_squares(squares, datum)
-    join.close()
+            patch.setattr(streaming, "_LEAST_LEFT", -1)
+            assert accumulator.add_squares(squares, datum)
     assert_same(accumulator.finish(), textbook(vectors))
 
 
 @pytest.mark.parametrize("enough", [True, False])
 def test_squares_are_added_only_where_a_hundredth_is_left(enough):
     accumulator = MomentAccumulator(1, 1, (2, 3), torch.float64)
-    join = accumulator.open(0, 1)
-    join._norms.zero_()
     cells = torch.full((3,), 100.0, dtype=torch.float64)
-    of_mean = torch.tensor(98.9 if enough else 99.1, dtype=torch.float64)
-    assert join.add_squares([of_mean, cells], 0) == enough
-    join.close()
+    of_total = torch.tensor(9 * (98.9 if enough else 99.1), dtype=torch.float64)
+    assert accumulator.add_squares([of_total, cells], 0) == enough
     assert accumulator.tables.squares[0].tolist() == pytest.approx([3.3 if enough else 0])
     assert accumulator.tables.cell_norm2[0].tolist() == [100.0 * enough] * 3
 
@@ -180,29 +170,19 @@ def test_squares_are_added_only_where_a_hundredth_is_left(enough):
 def test_a_single_draw_leaves_nothing_and_costs_no_pass():
     """One draw of a level is its own mean: zero, not the rounding of a difference."""
     accumulator = MomentAccumulator(1, 1, (2, 1), torch.float64)
-    join = accumulator.open(0, 1)
-    join._norms.zero_()
-    assert join.add_squares([torch.tensor(0.3).double(), torch.tensor([0.1 + 0.2]).double()], 0)
-    join.close()
+    assert accumulator.add_squares([torch.tensor(0.3).double(), torch.tensor([0.1 + 0.2]).double()], 0)
     assert accumulator.tables.squares[0].tolist() == [0.0]
 
 
-# Torch resizes an output of the wrong shape, with a warning.
-resizing = pytest.mark.filterwarnings("error:An output with one or more elements was resized")
-
-
-@resizing
 @quick
 @given(studies(), seeds)
 def test_sparse_data_equal_dense_data_with_zeros(vectors, seed):
     nonzero = torch.from_numpy(np.random.default_rng(seed).random((len(vectors), vectors.shape[-2])) < 0.5)
     vectors = vectors * nonzero.view(len(vectors), *[1] * (vectors.ndim - 3), -1, 1)
     accumulator = accumulator_for(vectors)
-    join = accumulator.open(0, len(vectors))
     for datum in range(len(vectors)):
         rows = nonzero[datum].nonzero().flatten().flip(0)
-        join.add_sparse(vectors[datum : datum + 1, ..., rows, :].clone(), datum, rows)
-    join.close()
+        accumulator.add_sparse(vectors[datum : datum + 1, ..., rows, :].clone(), datum, rows)
     assert_same(accumulator.finish(), textbook(vectors))
 
 
@@ -217,19 +197,6 @@ def test_joined_studies_equal_one_study_of_all_data(vectors, choose):
     assert_same(first.finish(), textbook(vectors))
     for other, unchanged in zip(others, before, strict=True):
         assert_same(other.finish(), unchanged)
-
-
-@resizing
-def test_sparse_data_join_those_added_before():
-    vectors = large(7, 9, 4)
-    accumulator = accumulator_for(vectors)
-    for first, last in ((0, 3), (3, 7)):
-        join = accumulator.open(first, last - first)
-        for datum in range(first, last):
-            rows = vectors[datum, 0].any(dim=1).nonzero().flatten()
-            join.add_sparse(vectors[datum : datum + 1, ..., rows, :].clone(), datum - first, rows)
-        join.close()
-    assert_same(accumulator.finish(), textbook(vectors))
 
 
 def test_joined_sketches_are_those_of_one_study():
