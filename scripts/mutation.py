@@ -37,12 +37,21 @@ from mutmut.mutation.pragma_handling import IgnoredCode
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "mutation.json"
 # The tests that a module has to answer to, by file.
-ARITHMETIC = [f"tests/decomposition/test_{name}.py" for name in ("components", "intervals", "moments", "allocation")]
+ARITHMETIC = [
+    f"tests/decomposition/test_{name}.py" for name in ("components", "intervals", "accumulator", "allocation")
+]
 RULES = ["tests/persample/test_rules.py"]
 TESTS = {
     "gradvar.decomposition.components": ARITHMETIC,
-    "gradvar.decomposition.moments": ["tests/decomposition/test_moments.py", "tests/decomposition/test_components.py"],
-    "gradvar.decomposition.sketch": ["tests/decomposition/test_sketch.py", "tests/decomposition/test_moments.py"],
+    "gradvar.decomposition.moments": [
+        "tests/decomposition/test_accumulator.py",
+        "tests/decomposition/test_components.py",
+    ],
+    "gradvar.decomposition.accumulator": [
+        "tests/decomposition/test_accumulator.py",
+        "tests/decomposition/test_components.py",
+    ],
+    "gradvar.decomposition.sketch": ["tests/decomposition/test_sketch.py", "tests/decomposition/test_accumulator.py"],
     "gradvar.decomposition.intervals": [
         "tests/decomposition/test_intervals.py",
         "tests/decomposition/test_components.py",
