@@ -124,9 +124,11 @@ class Study:
         }
 
     def outcome(self, accumulators: dict[int, MomentAccumulator], scratch: int) -> Outcome:
-        """Take what a step must come to from the second half."""
+        """Take what a step must come to from the second half, and make room for the next step."""
         tables = [accumulator.tables for accumulator in accumulators.values()]
         norm2 = torch.stack([t.cell_norm2[self.case.sentences :].flatten() for t in tables]).sum(dim=0)
+        for t in tables:
+            t.cell_norm2.zero_()
         return Outcome(norm2, sum(x.nbytes for t in tables for x in vars(t).values()), scratch)
 
     def start_and_end(self) -> float:

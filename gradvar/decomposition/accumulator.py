@@ -43,6 +43,8 @@ class Tables:
 class MomentAccumulator:
     """Accumulates the moments of one matrix-shaped parameter from blocks of its per-cell values.
 
+    Every row of every datum is to be added once.
+
     Args:
         rows: Rows of the parameter as a matrix.
         columns: Columns.
@@ -111,8 +113,7 @@ class MomentAccumulator:
         for level in range(len(self.draws), 0, -1):
             total = values.sum(dim=level)  # no mean: dividing is another pass
             of_total = _squares(total, without)
-            large = values.numel() >= _LARGE and values.dtype.itemsize >= 4
-            within = _left(squares, of_total, level) if large else None
+            within = _left(squares, of_total, level) if values.numel() >= _LARGE else None
             if within is None:
                 deviations = values.sub_(total.unsqueeze(level), alpha=1 / values.shape[level])
                 within = _squares(deviations, without).sum(dim=level)
@@ -166,7 +167,7 @@ class MomentAccumulator:
         return self.tables.sums[rows]
 
     def replace(self, values: Tensor, datum: int, rows: Tensor, before: Tensor) -> None:
-        """Put values in place of those that some rows of a datum were added with, and their squares left out.
+        """Put values in place of those that some rows of a datum were added with, their squares left out by `without`.
 
         Args:
             values: ``[1, *draws, rows, columns]``; overwritten.

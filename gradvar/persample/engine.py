@@ -23,7 +23,7 @@ class Engine(Protocol):
     def accumulate(
         self, losses: Losses, batch: Batch, accumulators: Mapping[int, MomentAccumulator], first: int
     ) -> Tensor:
-        """Add the cells of some consecutive data.
+        """Add the cells of some consecutive data, each once; accumulators of a call that failed are of no more use.
 
         Args:
             losses: Runs the model on a batch and returns its losses ``[cells]``.

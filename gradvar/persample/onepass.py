@@ -2,7 +2,7 @@
 
 Autograd's own weight gradients are switched off; the same products are formed a few rows at a time for the
 cells of one datum, turned into moments while they are in cache, and forgotten. Of large tables with few positions
-only the mean over the cells is formed; small parameters wait until all can be reduced together.
+only the sum over the cells is formed; small parameters wait until all can be reduced together.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -31,7 +32,7 @@ _BLOCK_CPU = 1 << 20
 _BLOCK_GPU = 1 << 26
 # Products of fewer rows than this run well below a processor's rate, so wide layers get up to four such blocks.
 _ROWS = 128
-# Elements formed at a time of a datum's mean, where its cells are not: they fit the second caches of two cores.
+# Elements formed at a time of a datum's sum, where its cells are not: they fit the second caches of two cores.
 _MEAN = 1 << 19
 # Elements of small parameters that may wait to be reduced together.
 _PUT_BY = 1 << 22
@@ -126,14 +127,14 @@ class OnePass:
                 reached = torch.cat([call.x[cells].flatten() for call in gathers]).unique()
                 before = accumulator.before(reached)
             by_gram = products is not None and self._by_gram(products, accumulator, start, first, reached)
-            for row in range(0, 0 if by_gram or (reached is not None and not dense) else rows, step):
-                part = slice(row, min(row + step, rows))
-                out = self._lend(like, count * per, part.stop - row, columns)
+            nothing = by_gram or (reached is not None and not dense)
+            for part, without in _parts(0 if nothing else rows, step, reached):
+                out = self._lend(like, count * per, part.stop - part.start, columns)
                 _fill(fills if reached is None else dense, cells, part, out)
                 if products is None:
-                    accumulator.add_rows(out.view(shape), first + start, part, _inside(reached, part))
+                    accumulator.add_rows(out.view(shape), first + start, part, without)
                 else:
-                    accumulator.add_cells(out.view(shape), first + start, _inside(reached, part))
+                    accumulator.add_cells(out.view(shape), first + start, without)
             if reached is not None:
                 out = like.new_empty(per, len(reached), columns)
                 _fill(fills, cells, reached, out)
@@ -164,11 +165,10 @@ class OnePass:
         flat, inputs = dy.flatten(0, 1), x.flatten(0, 1)
         step = max(1, _MEAN // columns)
         norms = dy.new_empty(rows)
-        for row in range(0, rows, step):
-            part = slice(row, min(row + step, rows))
-            total = torch.mm(flat[:, part].T, inputs, out=self._lend(dy, part.stop - row, columns))
+        for part, without in _parts(rows, step, reached):
+            total = torch.mm(flat[:, part].T, inputs, out=self._lend(dy, part.stop - part.start, columns))
             torch.linalg.vector_norm(total, dim=1, out=norms[part])
-            accumulator.add_totals(total.unsqueeze(0), first + datum, part, _inside(reached, part))
+            accumulator.add_totals(total.unsqueeze(0), first + datum, part, without)
         if reached is not None:
             norms[reached] = 0
         levels = (draws[:level] for level in range(1, len(draws) + 1))
@@ -195,16 +195,19 @@ def _fill(fills: list[Fill], cells: slice, rows: slice | Tensor, out: Tensor) ->
         fill(cells, rows, out, index == 0)
 
 
-def _inside(reached: Tensor | None, part: slice) -> Tensor | None:
-    """Which of some rows lie in a part, counted from its first."""
-    return None if reached is None else reached[(reached >= part.start) & (reached < part.stop)] - part.start
+def _parts(rows: int, step: int, reached: Tensor | None) -> list[tuple[slice, Tensor | None]]:
+    """Cut rows into parts; say which of some sorted rows lie in each, counted from its first."""
+    bounds = [*range(0, rows, step), rows]
+    parts = [slice(start, stop) for start, stop in pairwise(bounds)]
+    if reached is None:
+        return [(part, None) for part in parts]
+    places = torch.searchsorted(reached, reached.new_tensor(bounds)).tolist()
+    return [(part, reached[i:j] - part.start) for part, (i, j) in zip(parts, pairwise(places), strict=True)]
 
 
 def _products_for_gram(dense: list[Fill], draws: tuple[int, ...]) -> Products | None:
     """Return the one sum of products that a parameter's gradient is, if inner products of its factors are cheaper."""
     if len(dense) != 1 or not isinstance(dense[0], Products) or dense[0].dy.device.type != "cpu":
-        return None
-    if dense[0].dy.dtype.itemsize < 4:  # the mean has too few digits to be subtracted
         return None
     _, positions, rows = dense[0].dy.shape
     together = sum(positions * prod(draws[level:]) for level in range(1, len(draws) + 1))

@@ -52,7 +52,7 @@ def select(model: nn.Module, pattern: str | None = None) -> list[Target]:
         The targets in the model's order.
 
     Raises:
-        GradvarError: If the pattern is malformed or matches nothing.
+        GradvarError: If the pattern is malformed or matches nothing, or a parameter has too few digits.
     """
     wanted = compile_pattern(pattern)
     names = defaultdict(list)
@@ -66,4 +66,8 @@ def select(model: nn.Module, pattern: str | None = None) -> list[Target]:
     if not targets:
         example = next(iter(names.values()), ["none"])[0]
         raise GradvarError(f"--parameters '{pattern}' matches no trainable parameter; names look like '{example}'")
+    for target in targets:
+        if target.parameter.dtype.itemsize < 4:
+            kind = str(target.parameter.dtype).removeprefix("torch.")
+            raise GradvarError(f"parameter '{target.name}' is {kind}, too coarse for a variance; use model.float()")
     return targets

@@ -106,9 +106,11 @@ def large(data: int, rows: int, columns: int, seed: int = 0) -> torch.Tensor:
     return vectors * (torch.rand(data, 1, rows, 1, generator=generator) < 0.5)
 
 
+@pytest.mark.parametrize("least", [1, 1 << 16])
 @pytest.mark.parametrize(("rows", "columns"), [(4, 3), (90, 50), (3, 1500), (3000, 2)])
-def test_blocks_sparse_and_replaced_rows_give_the_same_tables_as_whole_data(rows, columns):
-    """Sketches included: they are sums over the rows, whatever the order."""
+def test_blocks_sparse_and_replaced_rows_give_the_same_tables_as_whole_data(rows, columns, least, monkeypatch):
+    """Sketches included: they are sums over the rows, whatever the order; and whether blocks count as large."""
+    monkeypatch.setattr(streaming, "_LARGE", least)
     vectors = large(5, rows, columns)
     whole = accumulated(vectors).finish()
     blocks, sparse, replaced = (accumulator_for(vectors) for _ in range(3))
@@ -117,12 +119,14 @@ def test_blocks_sparse_and_replaced_rows_give_the_same_tables_as_whole_data(rows
             blocks.add_rows(values[None, :, part].clone(), datum, part)
         nonzero = values[0].any(dim=1).nonzero().flatten().flip(0)
         sparse.add_sparse(values[None, :, nonzero].clone(), datum, nonzero)
-        before = replaced.before(nonzero)
-        others = torch.where(values.any(dim=-1, keepdim=True), values + 7, values)
+        some = nonzero[::2]
+        before = replaced.before(some)
+        others = values.clone()
+        others[:, some] /= 2  # left out of the squares; were they not, there would be enough left to subtract
         for part in (slice(0, 2), slice(2, rows)):
-            inside = nonzero[(nonzero >= part.start) & (nonzero < part.stop)] - part.start
+            inside = some[(some >= part.start) & (some < part.stop)] - part.start
             replaced.add_rows(others[None, :, part].clone(), datum, part, inside)
-        replaced.replace(values[None, :, nonzero].clone(), datum, nonzero, before)
+        replaced.replace(values[None, :, some].clone(), datum, some, before)
     for accumulator in (blocks, sparse, replaced):
         assert_same(accumulator.finish(), whole, rtol=1e-11, atol=1e-11)
 
@@ -165,6 +169,14 @@ def test_squares_are_added_only_where_a_hundredth_is_left(enough):
     assert accumulator.add_squares([of_total, cells], 0) == enough
     assert accumulator.tables.squares[0].tolist() == pytest.approx([3.3 if enough else 0])
     assert accumulator.tables.cell_norm2[0].tolist() == [100.0 * enough] * 3
+
+
+def test_nothing_is_added_if_too_little_is_left_at_one_of_several_levels():
+    accumulator = MomentAccumulator(1, 1, (2, 2, 3), torch.float64)
+    of_cells, of_groups = torch.ones(2, 3, dtype=torch.float64), torch.full((2,), 8.99, dtype=torch.float64)
+    assert not accumulator.add_squares([torch.tensor(18.0).double(), of_groups, of_cells], 0)
+    assert not accumulator.tables.squares.any()
+    assert not accumulator.tables.cell_norm2.any()
 
 
 def test_a_single_draw_leaves_nothing_and_costs_no_pass():

@@ -175,6 +175,14 @@ def test_parameters_are_selected_by_regular_expression():
         select(Unreached(), "(")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_parameters_of_half_precision_are_refused_by_name(dtype):
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(GradvarError, match=f"^parameter 'bare' is {kind}, too coarse for a variance; use model.float"):
+        select(Unreached().to(dtype))
+    assert len(select(Unreached().float())) > 0
+
+
 class Checkpointed(Bare):
     """Reentrant checkpointing of a part, or of all of the model."""
 
