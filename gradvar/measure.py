@@ -13,6 +13,7 @@ from gradvar.decomposition.moments import Moments, total
 from gradvar.decomposition.precision import half_widths
 from gradvar.errors import GradvarError
 from gradvar.objective import Objective
+from gradvar.persample.memory import release_freed_memory
 from gradvar.persample.parameters import Target
 from gradvar.runner import Portion, Runner
 
@@ -122,6 +123,7 @@ def measure(
         lambda: (study.losses, runner.engine.name, runner.zero, runner.notices, runner.time_ordinary_step())
     )
     losses, engine_name, zero, notices, seconds_per_cell = found
+    release_freed_memory()  # what comes next, such as figures, would be held on top of it
     return Measurement(
         moments,
         runner.targets,

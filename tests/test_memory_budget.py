@@ -1,3 +1,6 @@
+import json
+import subprocess
+import sys
 import time
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 
 import gradvar.runner
 from gradvar.errors import GradvarError
+from gradvar.persample import memory
 from gradvar.persample.memory import Rise, format_memory, parse_memory
 from gradvar.study import decompose
 from tests.cases import objective
@@ -52,6 +56,30 @@ def test_a_rise_is_what_was_held_at_the_most():
             time.sleep(0.001)
         del held
     assert 2**26 <= rise.bytes < 2**28
+
+
+def test_a_rise_that_nobody_saw_is_told_by_the_mark_where_it_is_a_new_one(monkeypatch):
+    monkeypatch.setattr(Rise, "_look", lambda self: None)
+    marks = iter([5 * 2**40, 7 * 2**40, 7 * 2**40, 7 * 2**40])
+    monkeypatch.setattr(memory, "_high_water_mark", lambda: next(marks))
+    monkeypatch.setattr(memory, "used_memory", lambda device: 4 * 2**40)
+    with Rise(torch.device("cpu")) as first:
+        pass
+    with Rise(torch.device("cpu")) as second:
+        pass
+    assert (first.bytes, second.bytes) == (3 * 2**40, 0)
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process its high-water mark")
+
+
+@linux
+def test_the_mark_is_what_the_process_held_at_the_most():
+    before = memory._high_water_mark()
+    held = torch.ones((before + 2**26) // 8, dtype=torch.float64)
+    assert memory._high_water_mark() >= held.nbytes
+    del held
+    assert memory._high_water_mark() >= before + 2**26
 
 
 @pytest.fixture
@@ -110,3 +138,40 @@ def test_a_budget_that_holds_no_means_is_refused_with_both_numbers():
     assert message.startswith("the mean gradient and the data's sketches take ")
     assert f"{format_memory(2**30)} in use, over --memory" in message
     assert message.endswith("; raise --memory, or select fewer --parameters")
+
+
+STUDY = """
+import json, sys
+import matplotlib.pyplot, torch
+from transformers import ModernBertForMaskedLM
+import gradvar.cli
+from gradvar.persample.memory import _high_water_mark, used_memory
+
+budget = used_memory(torch.device("cpu")) + int(sys.argv[1]) * 2**20
+sys.argv = ["gradvar", "decompose", "--sentences", "8", "--masks", "4", "--max-length", "512", "--memory", str(budget),
+            "--out", sys.argv[2]]
+try:
+    gradvar.cli.main()
+except SystemExit as end:
+    assert not end.code
+print(json.dumps([budget, _high_water_mark()]))
+"""
+
+
+@linux
+def test_the_process_stays_within_two_budgets_and_comes_to_the_same_result(tmp_path):
+    """The embedded checkpoint with 512 tokens: the smaller budget holds one sentence, the larger one two, as wanted.
+
+    The whole process counts, its report included.
+    """
+    found = []
+    for megabytes in ("320", "560"):
+        out = tmp_path / megabytes
+        run = subprocess.run([sys.executable, "-c", STUDY, megabytes, str(out)], capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        budget, peak = json.loads(run.stdout.splitlines()[-1])
+        assert peak <= budget
+        found.append(json.loads((out / "decomposition.json").read_text())["components"])
+    for level in ("data", "mask"):
+        small, large = (components[level]["estimate"] for components in found)
+        assert small == pytest.approx(large, rel=1e-5)  # float32, in chunks of other sizes

@@ -49,8 +49,7 @@ def used_memory(device: torch.device) -> int:
     """Bytes that this process holds on the device, what was freed apart."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+    release_freed_memory()
     return psutil.Process().memory_info().rss
 
 
@@ -80,11 +79,17 @@ def keep_freed_memory() -> None:
         library.mallopt(_TRIM_THRESHOLD, 2**28)
 
 
+def release_freed_memory() -> None:
+    """Hand what :func:`keep_freed_memory` kept back to the system."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class Rise:
     """How far the memory in use rises within a block above what it was before, at the most; in :attr:`bytes`.
 
-    On a CPU another thread looks every few milliseconds: no system counter can be had that a user's own tools do not
-    read as well, and would miss if it were reset.
+    On a CPU another thread looks every few milliseconds, and may come late on a busy machine. The system's own mark is
+    exact where it rises; it is never reset, as a user's own tools read it as well.
 
     Args:
         device: Whose memory.
@@ -99,6 +104,7 @@ class Rise:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         else:
+            self._mark = _high_water_mark()
             self._done = threading.Event()
             self._thread = threading.Thread(target=self._look, daemon=True)
             self._thread.start()
@@ -110,11 +116,21 @@ class Rise:
         else:
             self._done.set()
             self._thread.join()
+            mark = _high_water_mark()
+            if mark > self._mark:
+                self.bytes = max(self.bytes, mark - self._before)
 
     def _look(self) -> None:
         process = psutil.Process()
         while not self._done.wait(0.002):
             self.bytes = max(self.bytes, process.memory_info().rss - self._before)
+
+
+def _high_water_mark() -> int:
+    """The most bytes that this process has held so far; 0 where there is no Linux to tell."""
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
+    return 1024 * int(found[1]) if found else 0
 
 
 class Footprint:

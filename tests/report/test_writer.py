@@ -289,8 +289,12 @@ def test_an_interruption_waits_until_the_report_is_whole(study, tmp_path, monkey
 
     before = {path.name: path.stat().st_ino for path in tmp_path.iterdir()}
     monkeypatch.setattr(Path, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        write_report(study.result, tmp_path, overwrite=True)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write_report(study.result, tmp_path, overwrite=True)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     after = {path.name: path.stat().st_ino for path in tmp_path.iterdir()}
     assert after.keys() == before.keys()
     assert all(after[name] != before[name] for name in before)
