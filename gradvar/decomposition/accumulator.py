@@ -108,15 +108,15 @@ class MomentAccumulator:
 
     def add_cells(self, values: Tensor, first: int, without: Tensor | None = None) -> Tensor:
         """Add the part of :meth:`add_rows` that needs the cells; return their sums ``[data, rows, columns]``."""
-        squares = _squares(values, without)
+        squares = squares_of(values, without)
         self.tables.cell_norm2[first : first + len(values)].add_(squares.flatten(1))
         for level in range(len(self.draws), 0, -1):
             total = values.sum(dim=level)  # no mean: dividing is another pass
-            of_total = _squares(total, without)
+            of_total = squares_of(total, without)
             within = _left(squares, of_total, level) if values.numel() >= _LARGE else None
             if within is None:
                 deviations = values.sub_(total.unsqueeze(level), alpha=1 / values.shape[level])
-                within = _squares(deviations, without).sum(dim=level)
+                within = squares_of(deviations, without).sum(dim=level)
             self._add_within(within.reshape(len(values), -1).sum(dim=1), slice(first, first + len(values)), level)
             values, squares = total, of_total
         return values
@@ -159,7 +159,7 @@ class MomentAccumulator:
             rows: ``[rows]`` indices, distinct.
         """
         if datum:
-            self.tables.between.add_(_squares(self.tables.sums, rows), alpha=1 / (datum * (datum + 1)))
+            self.tables.between.add_(squares_of(self.tables.sums, rows), alpha=1 / (datum * (datum + 1)))
         self.replace(values, datum, rows, self.before(rows))
 
     def before(self, rows: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ class MomentAccumulator:
     def _add_gap(self, total: Tensor, before: Tensor, datum: int, without: Tensor | None = None) -> None:
         """Add what some rows of a datum add to the squares between data, given the sums before it."""
         if datum:
-            gap = _squares(torch.sub(total, before, alpha=self._cells / datum), without)
+            gap = squares_of(torch.sub(total, before, alpha=self._cells / datum), without)
             self.tables.between.add_(gap, alpha=datum / (datum + 1) / self._cells**2)
 
     def join(self, other: Tables) -> None:
@@ -207,7 +207,7 @@ class MomentAccumulator:
         pairs = [(getattr(mine, name), getattr(other, name)) for name in ("squares", "cell_norm2", "sketches")]
         if mine.sums.shape != other.sums.shape or any(a.shape[1:] != b.shape[1:] for a, b in pairs):
             raise ValueError("studies that differ in more than their data cannot be joined")
-        gap = _squares(mine.sums / n - other.sums / m)
+        gap = squares_of(mine.sums / n - other.sums / m)
         self.tables = Tables(
             mine.sums + other.sums,
             mine.between + other.between + n * m / (n + m) * gap,
@@ -224,7 +224,7 @@ class MomentAccumulator:
             tables.squares.cpu().numpy().copy(),
             float(tables.between),
             tables.cell_norm2.cpu().numpy().copy(),
-            float(_squares(sums)) / self.data**2,
+            float(squares_of(sums)) / self.data**2,
             sketches.square().sum(dim=1).cpu().numpy(),
             (sketches - sketches.mean(dim=0)).square().sum(dim=1).cpu().numpy(),
             tables.sums.numel(),
@@ -271,7 +271,7 @@ def add_small(parts: list[tuple[MomentAccumulator, Tensor]], first: int) -> None
             tables.sums.copy_(sums[index].view_as(tables.sums))
 
 
-def _squares(values: Tensor, without: Tensor | None = None) -> Tensor:
+def squares_of(values: Tensor, without: Tensor | None = None) -> Tensor:
     """Squared norms of matrices ``[..., rows, columns]``, but for some rows, in float64.
 
     `vector_norm` is the fastest pass over memory that torch has, but adds in sequence: it sees one row at a time.

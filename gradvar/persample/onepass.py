@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from gradvar.decomposition.accumulator import MomentAccumulator, add_small
+from gradvar.decomposition.accumulator import MomentAccumulator, add_small, squares_of
 from gradvar.errors import EngineError
 from gradvar.persample.engine import Batch, Losses
 from gradvar.persample.functional import tensors_of, uses_of_its_children, vjp_rule, with_tensors
@@ -126,7 +126,10 @@ class OnePass:
             if large and gathers:
                 reached = torch.cat([call.x[cells].flatten() for call in gathers]).unique()
                 before = accumulator.before(reached)
-            by_gram = products is not None and self._by_gram(products, accumulator, start, first, reached)
+            by_gram = False
+            if products is not None:
+                one = Products(products.dy[cells], products.x[cells])
+                by_gram = self._by_gram(one, accumulator, first + start, reached)
             nothing = by_gram or (reached is not None and not dense)
             for part, without in _parts(0 if nothing else rows, step, reached):
                 out = self._lend(like, count * per, part.stop - part.start, columns)
@@ -143,37 +146,29 @@ class OnePass:
                 else:
                     accumulator.add_sparse(out.view(shape), first + start, reached)
 
-    def _by_gram(
-        self, products: Products, accumulator: MomentAccumulator, datum: int, first: int, reached: Tensor | None
-    ) -> bool:
+    def _by_gram(self, products: Products, accumulator: MomentAccumulator, datum: int, reached: Tensor | None) -> bool:
         """Add a datum's sum by one product over all its cells, and its squares by inner products of the factors.
 
         Args:
-            products: The factors.
+            products: Its factors.
             accumulator: What takes the values.
-            datum: Index of the datum among those of the factors.
-            first: Index of the first of these.
+            datum: Its index.
             reached: Rows whose squares are left out.
 
         Returns:
             Whether the squares could be had in this way; the sum was added anyhow.
         """
-        draws = accumulator.draws
-        per = prod(draws)
-        dy, x = (factor[datum * per : (datum + 1) * per] for factor in (products.dy, products.x))
+        draws, dy, x = accumulator.draws, products.dy, products.x
         rows, columns = dy.shape[2], x.shape[2]
         flat, inputs = dy.flatten(0, 1), x.flatten(0, 1)
-        step = max(1, _MEAN // columns)
-        norms = dy.new_empty(rows)
-        for part, without in _parts(rows, step, reached):
+        of_total = torch.zeros((), dtype=torch.float64, device=dy.device)
+        for part, without in _parts(rows, max(1, _MEAN // columns), reached):
             total = torch.mm(flat[:, part].T, inputs, out=self._lend(dy, part.stop - part.start, columns))
-            torch.linalg.vector_norm(total, dim=1, out=norms[part])
-            accumulator.add_totals(total.unsqueeze(0), first + datum, part, without)
-        if reached is not None:
-            norms[reached] = 0
+            of_total += squares_of(total, without)
+            accumulator.add_totals(total.unsqueeze(0), datum, part, without)
         levels = (draws[:level] for level in range(1, len(draws) + 1))
         inner = [squared_norms(dy, x, prod(level), reached).view(level) for level in levels]
-        return accumulator.add_squares([norms.double().square().sum(), *inner], first + datum)
+        return accumulator.add_squares([of_total, *inner], datum)
 
     def _add_small(self, first: int) -> None:
         """Add what was put by."""
