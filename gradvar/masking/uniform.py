@@ -1,11 +1,9 @@
-"""The uniform design: every k-subset of the maskable positions is equally likely."""
+"""The uniform design's arithmetic: every k-subset of the maskable positions is equally likely."""
 
-import torch
 from torch import Tensor
 
 from gradvar.masking.hashing import shift_right
-
-_NEVER = torch.iinfo(torch.int64).max
+from gradvar.masking.masks import first_in_order
 
 
 def target_count(maskable: Tensor, rate: float) -> Tensor:
@@ -30,12 +28,6 @@ def uniform_subset(keys: Tensor, maskable: Tensor, counts: Tensor) -> tuple[Tens
         counts: ``[cells]`` int64 size of each subset, at most the number of maskable positions.
 
     Returns:
-        ``(positions, valid)``, each ``[cells, max(counts)]``: positions ascending; where ``valid``
-        is False (cells with fewer targets than the largest) the position is 0 and means nothing.
+        ``(positions, valid)``; see :func:`~gradvar.masking.masks.first_in_order`.
     """
-    width = int(counts.max())
-    length = keys.shape[1]
-    chosen = shift_right(keys, 1).masked_fill(~maskable, _NEVER).topk(width, dim=1, largest=False).indices
-    valid = torch.arange(width, device=keys.device) < counts.unsqueeze(1)
-    positions = chosen.masked_fill(~valid, length).sort(dim=1).values
-    return positions.masked_fill(~valid, 0), valid
+    return first_in_order(shift_right(keys, 1), maskable, counts)
