@@ -84,7 +84,7 @@ def decompose(
     described: dict[str, dict[str, Any]] = getattr(objective, "describe", dict)()
     return Decomposition(
         levels=levels,
-        proposal="uniform/simple",
+        proposal=str(getattr(objective, "proposal", "uniform/simple")),
         components={level: whole.component(i) for i, level in enumerate(levels)},
         shares={level: whole.share(i) for i, level in enumerate(levels)},
         gradient_norm2=whole.gradient_norm2(),

@@ -52,7 +52,12 @@ class MomentAccumulator:
         dtype: Type of the sums.
         device: Where everything lives.
         seed: Of the sketch; every parameter of a study needs its own.
+
+    Attributes:
+        wants_totals: Whether the sums over a datum's cells are of any use to it.
     """
+
+    wants_totals = True
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import nullcontext
-from math import prod
+from copy import copy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,38 +19,47 @@ from gradvar.errors import GradvarError
 from gradvar.huggingface.checkpoint import load_checkpoint
 from gradvar.huggingface.corpus import Corpus, load_corpus
 from gradvar.huggingface.forward import heads_by_position, logits_at, prepared_masks
+from gradvar.huggingface.scoring import Scoring
+from gradvar.huggingface.words import continuing, word_numbers
 from gradvar.masking.cells import Cells
 from gradvar.masking.corruption import Replacement, corrupt
 from gradvar.masking.hashing import hash_key
-from gradvar.masking.uniform import target_count, uniform_subset
+from gradvar.masking.masks import Masks, Sentences
+from gradvar.masking.proposal import Proposal, parse_proposal
+from gradvar.masking.sets import check_fits
+from gradvar.masking.uniform import target_count
 from gradvar.objective import Batch
 
 Weighting = Literal["sentence", "token"]
-_POSITION, _ACTION, _TOKEN = 0, 1, 2  # streams of hashes, one a purpose
+UNIFORM = Proposal()
+_ACTION, _TOKEN = 1, 2  # streams of hashes, one a purpose
 
 
 class MaskedLM:
-    """Masked language modelling under uniform masks of fixed size.
+    """Masked language modelling with masks of fixed size, uniform ones or those of a proposal.
 
-    A cell is sentence ``x`` (``T`` maskable positions) with a set ``S`` of
-    ``k = max(1, floor(mask_rate T + 1/2))`` targets, uniform over k-subsets, and its corruption. Its loss
-    is ``w(x)/k sum_{i in S} -log p(x_i | corrupted x)`` with ``w = 1`` (``sentence``) or
-    ``w = k(x) / mean k`` over the corpus (``token``). Special tokens are never targets and never random
-    replacements. Dropout is off, or (``dropout``) a third level: each mask is then seen through several draws of
-    the model's dropout, at the rates that the model has.
+    A cell is sentence ``x`` (``T`` maskable positions) with a set ``S`` of ``k = max(1, floor(mask_rate T + 1/2))``
+    targets and its corruption. Its loss is ``w(x) sum_{i in S} a_i(S) (-log p(x_i | corrupted x))`` with ``w = 1``
+    (``sentence``) or ``w = k(x) / mean k`` over the corpus (``token``), and the proposal's weights ``a_i``: ``1/k`` for
+    uniform k-subsets. Special tokens are never targets and never random replacements. Under ``disjoint:K`` the levels
+    are data, group and mask: a group is one draw of K masks. Dropout is off, or (``dropout``) a further level: each
+    mask is then seen through several draws of the model's dropout, at the rates that the model has.
 
     Args:
         model: Hugging Face masked LM; it is put in evaluation mode.
         tokenizer: Its tokenizer, with a mask token.
         corpus: The population of sentences.
-        mask_rate: Share of the maskable positions that become targets, in (0, 1).
+        mask_rate: Share of the maskable positions that become targets, in (0, 1); a proposal may have its own.
         replacement: Probabilities of the corruptions.
         weighting: ``sentence`` gives every cell weight one; ``token`` weighs it by its targets.
-        dropout: Make the model's dropout the innermost of three levels.
+        dropout: Make the model's dropout the innermost level.
+        proposal: How masks are chosen: a :class:`~gradvar.Proposal`, or its text such as ``logit/pps~0.1``.
+        contexts: How often every position is a target when scores are measured.
+        engine: What measures the scores' gradients: ``onepass``, ``reference`` or ``auto``.
 
     Raises:
-        GradvarError: If a value is out of range, a sentence has no maskable position, or ``dropout`` is asked for
-            and the model has none, or one that all cells of a batch share.
+        GradvarError: If a value is out of range, a sentence has no maskable position, disjoint masks do not fit, or
+            ``dropout`` is asked for and the model has none, or one that all cells of a batch share.
     """
 
     checkpoint: str | None = None
@@ -66,17 +75,20 @@ class MaskedLM:
         replacement: Replacement = Replacement(),
         weighting: Weighting = "sentence",
         dropout: bool = False,
+        proposal: Proposal | str = UNIFORM,
+        contexts: int = 2,
+        engine: str = "auto",
     ) -> None:
         if not 0 < mask_rate < 1:
             raise GradvarError(f"--mask-rate {mask_rate} is not between 0 and 1")
         if weighting not in ("sentence", "token"):
             raise GradvarError(f"--weighting '{weighting}' is unknown; use sentence or token")
+        if contexts < 1:
+            raise GradvarError(f"--contexts {contexts}: a score is measured in 1 context at least")
         if tokenizer.mask_token_id is None:
             raise GradvarError("the tokenizer has no mask token; a masked LM needs one")
         self.model = model.eval()
-        self.levels: tuple[str, ...] = ("data", "mask", "dropout") if dropout else ("data", "mask")
         self.corpus = corpus
-        self.mask_rate = mask_rate
         self.replacement = replacement
         self.weighting: Weighting = weighting
         self.mask_id = int(tokenizer.mask_token_id)
@@ -84,20 +96,51 @@ class MaskedLM:
         special = np.zeros(len(tokenizer), dtype=bool)
         special[tokenizer.all_special_ids] = True
         self._special = special
-        maskable = np.array([int((~special[s]).sum()) for s in corpus.sequences])
-        if (maskable == 0).any():
+        self._vocabulary: dict[str, int] = tokenizer.get_vocab()
+        self._continuing = continuing(self._vocabulary)
+        self._maskable = np.array([int((~special[s]).sum()) for s in corpus.sequences])
+        if (self._maskable == 0).any():
             raise GradvarError(
-                f"sentence {int(np.argmax(maskable == 0))} of {corpus.source} holds only special tokens; "
+                f"sentence {int(np.argmax(self._maskable == 0))} of {corpus.source} holds only special tokens; "
                 "nothing in it can be masked"
             )
         sample = torch.from_numpy(corpus.sequences[0].astype(np.int64)).unsqueeze(0)
         sample = sample.to(next(model.parameters()).device)
-        self._gather_first = heads_by_position(model, sample)
+        self.gather_first = heads_by_position(model, sample)
         if dropout:
             _check_dropout(model, sample)
-        self._counts = target_count(torch.from_numpy(maskable), mask_rate)
+        self._dropout = dropout
+        self._own_rate = mask_rate
+        self.scoring = Scoring(self, contexts, engine)
+        self._propose(parse_proposal(proposal) if isinstance(proposal, str) else proposal)
+
+    def _propose(self, proposal: Proposal) -> None:
+        """Take a proposal, and what follows from it."""
+        self.proposal = proposal
+        self.mask_rate = self._own_rate if proposal.mask_rate is None else proposal.mask_rate
+        together = ("group", "mask") if proposal.design.cells > 1 else ("mask",)
+        self.levels: tuple[str, ...] = ("data", *together, *(("dropout",) if self._dropout else ()))
+        totals = torch.from_numpy(self._maskable)
+        self._counts = target_count(totals, self.mask_rate)
+        if proposal.design.cells > 1:
+            check_fits(proposal.design.cells, totals, self._counts)
         mean = self._counts.double().mean()
-        self._weights = self._counts / mean if weighting == "token" else torch.ones(len(corpus), dtype=torch.float64)
+        token = self.weighting == "token"
+        self._weights = self._counts / mean if token else torch.ones(len(self.corpus), dtype=torch.float64)
+        self._scores: dict[int, np.ndarray] = {}  # of the proposal, by a sentence's key
+
+    def under(self, proposal: Proposal | str) -> MaskedLM:
+        """Return the same objective with masks of another proposal; both share the model, the text and what was scored.
+
+        Args:
+            proposal: A proposal or its text.
+
+        Returns:
+            The other objective.
+        """
+        other = copy(self)
+        other._propose(parse_proposal(proposal) if isinstance(proposal, str) else proposal)
+        return other
 
     @classmethod
     def from_checkpoint(
@@ -122,7 +165,8 @@ class MaskedLM:
             dtype: ``float32`` or ``float64``, whatever the checkpoint holds.
             device: ``cpu``, ``cuda`` or ``cuda:N``.
             allow_random_head: Accept a checkpoint without a masked-LM head.
-            **options: ``mask_rate``, ``replacement``, ``weighting`` and ``dropout``.
+            **options: ``mask_rate``, ``replacement``, ``weighting``, ``dropout``, ``proposal``, ``contexts`` and
+                ``engine``.
 
         Returns:
             The objective.
@@ -143,6 +187,37 @@ class MaskedLM:
         """Count the sentences of the corpus."""
         return len(self.corpus)
 
+    def sentences(self, data: Sequence[int], seed: int) -> Sentences:
+        """Return sentences as a proposal sees them, on the model's device.
+
+        Args:
+            data: ``[rows]`` indices into the corpus.
+            seed: Of everything random about their scores.
+
+        Returns:
+            The sentences.
+        """
+        cells = Cells(data, (), seed)
+        rows = [torch.from_numpy(self.corpus.sequences[i].astype(np.int64)) for i in data]
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+        known = ids.clamp(min=0)
+        maskable = ~torch.from_numpy(self._special)[known] & (ids >= 0)
+        words = word_numbers(torch.from_numpy(self._continuing)[known], maskable)
+        parts = (ids, maskable, self._counts[cells.datum], words, cells.keys[:, 0])
+        return Sentences(*(part.to(self.device) for part in parts))
+
+    def scores(self, sentences: Sentences) -> Tensor:
+        """Score sentences by the proposal: ``[rows, positions]`` float64, each measured once."""
+        keys = sentences.keys.tolist()
+        new = [row for row, key in enumerate(keys) if key not in self._scores]
+        if new:
+            some = sentences.rows(new)
+            found = self.proposal.scores(some, self.scoring)
+            for row, values, attended in zip(new, found, some.attended, strict=True):
+                self._scores[keys[row]] = values[: int(attended.sum())].cpu().numpy()
+        rows = [torch.from_numpy(self._scores[key]) for key in keys]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device)
+
     def draw(self, data: Sequence[int], draws: tuple[int, ...], seed: int) -> Batch:
         """Draw the masks and corruptions of some sentences, and the keys of their dropout.
 
@@ -152,55 +227,56 @@ class MaskedLM:
 
         Args:
             data: ``[sentences]`` indices into the corpus.
-            draws: ``(masks,)`` of each sentence, or ``(masks, dropouts)``, dropouts of each mask.
+            draws: Draws at each inner level: ``(masks,)`` of each sentence; ``(groups, K)`` under ``disjoint:K``; the
+                dropouts of each mask behind these.
             seed: Seed of every choice.
 
         Returns:
-            With ``cells = sentences * masks`` (``* dropouts``) rows, a sentence's masks and a mask's dropouts
+            With ``cells = sentences * prod(draws)`` rows, a sentence's masks and a mask's dropouts
             together: ``input_ids`` ``[cells, positions]`` corrupted, ``attention_mask`` of that shape where
             something is padded, ``target_positions``, ``target_ids`` and ``target_weights`` ``[cells, targets]``,
             whose surplus slots (fewer targets than the longest sentence) have weight zero; ``dropout`` ``[cells]``
             keys, where it is a level.
         """
-        cells = Cells(data, draws, seed)
-        device = next(self.model.parameters()).device
-        rows = [torch.from_numpy(self.corpus.sequences[i].astype(np.int64)) for i in data]
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
-        padding = ids < 0
-        ids = ids.masked_fill(padding, self.pad_id)
-        maskable = ~torch.from_numpy(self._special)[ids] & ~padding
+        together = self.proposal.design.cells
+        if together > 1 and draws[1] != together:
+            raise ValueError(f"a group of {self.proposal} has {together} masks, not {draws[1]}")
+        sentences = self.sentences(data, seed)
+        keys = Cells(data, draws[:1], seed).keys[:, 1].view(len(data), -1).to(self.device)
+        masks = self.proposal.draw(sentences, self.scores(sentences), keys, self.scoring)
+        batch = self.corrupted(sentences, masks)
+        times = len(masks.keys) // len(data)
+        weights = self._weights[torch.as_tensor(list(data))].to(self.device).repeat_interleave(times)
+        batch["target_weights"] = masks.weights * weights.unsqueeze(1)
+        if self._dropout:
+            batch = {name: tensor.repeat_interleave(draws[-1], dim=0) for name, tensor in batch.items()}
+            batch["dropout"] = Cells(data, draws, seed).keys[:, -1].to(self.device)
+        return batch
 
-        def spread(x: Tensor) -> Tensor:
-            return x.to(device).repeat_interleave(prod(draws), dim=0)
+    def corrupted(self, sentences: Sentences, masks: Masks) -> dict[str, Tensor]:
+        """Put masks on sentences.
 
-        ids, maskable, padding = spread(ids), spread(maskable), spread(padding)
-        counts, weights = self._counts[cells.datum].to(device), self._weights[cells.datum].to(device)
-        mask = cells.keys[:, 1:2].to(device)
-        position = torch.arange(ids.shape[1], device=device)
+        Args:
+            sentences: ``[rows]`` of them.
+            masks: ``[cells]`` of them, a multiple of ``rows``; those of a row together.
 
-        def stream(purpose: int, at: Tensor) -> Tensor:
-            return hash_key(purpose, mask, at)
-
-        targets, valid = uniform_subset(stream(_POSITION, position), maskable, counts)
+        Returns:
+            ``input_ids``, ``target_positions``, ``target_ids`` and, where something is padded, ``attention_mask``.
+        """
+        times = len(masks.keys) // len(sentences.ids)
+        ids = sentences.ids.clamp(min=0).where(sentences.attended, self.pad_id).repeat_interleave(times, dim=0)
+        key, targets = masks.keys.unsqueeze(1), masks.positions
         target_ids = ids.gather(1, targets)
-        ordinary = torch.from_numpy(np.flatnonzero(~self._special)).to(device)
-        corrupted = corrupt(
-            target_ids, stream(_ACTION, targets), stream(_TOKEN, targets), self.replacement, self.mask_id, ordinary
-        )
+        ordinary = torch.from_numpy(np.flatnonzero(~self._special)).to(self.device)
+        action, token = hash_key(_ACTION, key, targets), hash_key(_TOKEN, key, targets)
+        stands = corrupt(target_ids, action, token, self.replacement, self.mask_id, ordinary)
         # Surplus slots point at position 0; writing its own token there would race with nothing only
         # if position 0 were no target, so they are sent to a column that is cut off again.
-        slots = torch.where(valid, targets, ids.shape[1])
-        input_ids = F.pad(ids, (0, 1)).scatter(1, slots, corrupted)[:, :-1]
-        batch = {
-            "input_ids": input_ids,
-            "target_positions": targets,
-            "target_ids": target_ids,
-            "target_weights": valid * (weights / counts).unsqueeze(1),
-        }
-        if bool(padding.any()):
-            batch["attention_mask"] = (~padding).long()
-        if "dropout" in self.levels:
-            batch["dropout"] = cells.keys[:, 2].to(device)
+        slots = torch.where(masks.valid, targets, ids.shape[1])
+        input_ids = F.pad(ids, (0, 1)).scatter(1, slots, stands)[:, :-1]
+        batch = {"input_ids": input_ids, "target_positions": targets, "target_ids": target_ids}
+        if not bool(sentences.attended.all()):
+            batch["attention_mask"] = sentences.attended.long().repeat_interleave(times, dim=0)
         return batch
 
     def losses(self, batch: Batch) -> Tensor:
@@ -212,15 +288,34 @@ class MaskedLM:
         Returns:
             ``[cells]`` weighted mean cross-entropies, in nats.
         """
+        with keyed_dropout(self.model, batch["dropout"]) if "dropout" in batch else nullcontext():
+            logits = self.logits(batch)
+        targets = batch["target_ids"]
+        nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+        return (nll * batch["target_weights"].to(nll.dtype)).sum(dim=1)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Run the model on corrupted cells: ``[cells, targets, vocabulary]``."""
         inputs: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
         kinds = [name for name in batch if name.startswith("attention_mask.")]
         if kinds:
             inputs["attention_mask"] = {name.removeprefix("attention_mask."): batch[name] for name in kinds}
-        with keyed_dropout(self.model, batch["dropout"]) if "dropout" in batch else nullcontext():
-            logits = logits_at(self.model, batch["target_positions"], self._gather_first, **inputs)
-        targets = batch["target_ids"]
-        nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
-        return (nll * batch["target_weights"].to(nll.dtype)).sum(dim=1)
+        return logits_at(self.model, batch["target_positions"], self.gather_first, **inputs)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Ids of the tokens."""
+        return self._vocabulary
+
+    def token_counts(self) -> Tensor:
+        """Count the ordinary tokens of the corpus: ``[vocabulary]`` float64."""
+        counts = np.bincount(np.concatenate(self.corpus.sequences), minlength=len(self._special))
+        return torch.from_numpy(np.where(self._special, 0, counts).astype(np.float64))
 
     def for_vmap(self, batch: Batch) -> Batch:
         """Turn a batch into one with the same losses that runs under `torch.func.vmap`.
@@ -266,6 +361,7 @@ class MaskedLM:
                 "replacement": [r.mask, r.random, r.keep],
                 "weighting": self.weighting,
                 "population": len(self.corpus),
+                **({"contexts": self.scoring.contexts} if self.proposal.score != UNIFORM.score else {}),
             },
             "provenance": {
                 "checkpoint": self.checkpoint,
@@ -278,6 +374,7 @@ class MaskedLM:
     def cell_table(self, data: Sequence[int], draws: tuple[int, ...], seed: int) -> dict[str, list[Any]]:
         """Return what each cell was, for `cells.parquet`: columns by name, a value a cell."""
         names = ("sentence", *self.levels[1:], "input_ids", "corrupted_ids", "target_positions", "target_ids", "weight")
+        names = (*names, "target_weights")
         table: dict[str, list[Any]] = {name: [] for name in names}
         for sentence in data:
             original = self.corpus.sequences[sentence].tolist()
@@ -291,6 +388,7 @@ class MaskedLM:
                 table["target_positions"].append(batch["target_positions"][cell].tolist())
                 table["target_ids"].append(batch["target_ids"][cell].tolist())
                 table["weight"].append(float(self._weights[sentence]))
+                table["target_weights"].append(batch["target_weights"][cell].tolist())
         return table
 
 

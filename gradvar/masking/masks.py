@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ class Sentences:
     """Sentences as a proposal sees them: everything but their masks.
 
     Attributes:
-        ids: ``[rows, positions]`` int64 original tokens.
+        ids: ``[rows, positions]`` int64 original tokens; negative where padded.
         maskable: ``[rows, positions]`` bool: no special token, no padding. A row has ``T`` of them.
         counts: ``[rows]`` int64 targets of a mask, ``k``, between 1 and ``T``.
         words: ``[rows, positions]`` int64 number of the word that a position belongs to, ascending.
@@ -31,10 +32,23 @@ class Sentences:
         """``[rows]`` int64 number of maskable positions, ``T``."""
         return self.maskable.sum(dim=1)
 
+    @property
+    def attended(self) -> Tensor:
+        """``[rows, positions]`` bool: a token, special or not, and no padding."""
+        return self.ids >= 0
+
     def spread(self, times: int) -> Sentences:
         """Repeat every row, its copies together."""
-        parts = (self.ids, self.maskable, self.counts, self.words, self.keys)
-        return Sentences(*(part.repeat_interleave(times, dim=0) for part in parts))
+        return Sentences(*(part.repeat_interleave(times, dim=0) for part in self.parts))
+
+    def rows(self, index: Sequence[int]) -> Sentences:
+        """Take some rows."""
+        return Sentences(*(part[list(index)] for part in self.parts))
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """All of it, in the order of the fields."""
+        return self.ids, self.maskable, self.counts, self.words, self.keys
 
 
 @dataclass(frozen=True)

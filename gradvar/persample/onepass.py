@@ -162,11 +162,12 @@ class OnePass:
         rows, columns = dy.shape[2], x.shape[2]
         flat, inputs = dy.flatten(0, 1), x.flatten(0, 1)
         of_total = torch.zeros((), dtype=torch.float64, device=dy.device)
-        for part, without in _parts(rows, max(1, _MEAN // columns), reached):
+        parts = _parts(rows, max(1, _MEAN // columns), reached) if accumulator.wants_totals else []
+        for part, without in parts:
             total = torch.mm(flat[:, part].T, inputs, out=self._lend(dy, part.stop - part.start, columns))
             of_total += squares_of(total, without)
             accumulator.add_totals(total.unsqueeze(0), datum, part, without)
-        levels = (draws[:level] for level in range(1, len(draws) + 1))
+        levels = (draws[:level] for level in range(1 if accumulator.wants_totals else len(draws), len(draws) + 1))
         inner = [squared_norms(dy, x, prod(level), reached).view(level) for level in levels]
         return accumulator.add_squares([of_total, *inner], datum)
 

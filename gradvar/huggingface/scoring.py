@@ -1,0 +1,208 @@
+"""What scores ask of a masked LM: losses and gradients at every position, as a target in random contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gradvar.decomposition.norms import NormAccumulator
+from gradvar.errors import EngineError, GradvarError
+from gradvar.masking.designs import SetScores, position_keys
+from gradvar.masking.hashing import hash_key
+from gradvar.masking.masks import Masks, Sentences
+from gradvar.masking.scores import Quantity
+from gradvar.persample.check import autograd_gradients
+from gradvar.persample.engine import Engine
+from gradvar.persample.parameters import Target, select
+from gradvar.runner import make_engine
+
+if TYPE_CHECKING:
+    from gradvar.huggingface.masked_lm import MaskedLM
+
+_CONTEXT, _CORRUPTION = 20, 21  # streams of hashes
+_CELLS_CPU, _CELLS_GPU = 16, 256  # cells of a forward and backward pass
+
+
+class Scoring:
+    """Measures quantities at the positions of sentences, each sentence once; a :class:`~gradvar.masking.scores.Task`.
+
+    In one context every position is a target once: a random order of the ``T`` maskable positions is cut into
+    ``ceil(T/k)`` masks of ``k``, the last one filled up from the beginning. Each of these masks is uniform, and, given
+    that ``i`` is in it, so are the others.
+
+    Args:
+        objective: The masked LM.
+        contexts: How many contexts.
+        engine: What measures gradients: ``onepass``, ``reference``, or ``auto``.
+        parameters: Regular expression of the names of the parameters whose gradients count; None takes all.
+    """
+
+    def __init__(self, objective: MaskedLM, contexts: int, engine: str = "auto", parameters: str | None = None) -> None:
+        self.objective, self.contexts = objective, contexts
+        self._choice, self._parameters = engine, parameters
+        self._known: dict[tuple[Quantity, int, int], Tensor] = {}
+        self._engine: tuple[Engine, list[Target]] | None = None
+
+    def at_targets(self, quantity: Quantity, sentences: Sentences) -> Tensor:
+        """Measure every position as a target; see :class:`~gradvar.masking.scores.Task`."""
+        rows = []
+        for row, (key, count) in enumerate(zip(sentences.keys.tolist(), sentences.counts.tolist(), strict=True)):
+            if (quantity, key, count) not in self._known:
+                one = sentences.rows([row])
+                one = Sentences(*(x[:, : int(one.attended.sum())] if x.ndim > 1 else x for x in one.parts))
+                found: dict[Quantity, Tensor]
+                found = {"gradient": self._gradients(one)} if quantity == "gradient" else self._forward(one)
+                self._known |= {(name, key, count): values.cpu() for name, values in found.items()}
+            rows.append(self._known[quantity, key, count].T)
+        together = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # [rows, positions, contexts]
+        return together.permute(2, 0, 1).to(sentences.ids.device)
+
+    def norms_of_sets(self, sentences: Sentences) -> SetScores:
+        """Return a function that measures gradient norms of whole cells; see :class:`~gradvar.masking.scores.Task`."""
+
+        def norms(positions: Tensor, valid: Tensor, keys: Tensor) -> Tensor:
+            counts = valid.sum(dim=1, keepdim=True)
+            masks = Masks(positions, valid, valid / counts, keys)
+            batch = self.objective.corrupted(sentences, masks) | {"target_weights": masks.weights}
+            return self._norms(batch)
+
+        return norms
+
+    def token_counts(self) -> Tensor:
+        """Count the tokens of the corpus; see :class:`~gradvar.masking.scores.Task`."""
+        return self.objective.token_counts()
+
+    def vocabulary(self) -> Mapping[str, int]:
+        """Map tokens to ids."""
+        return self.objective.vocabulary
+
+    def _covering(self, sentence: Sentences) -> tuple[Tensor, Tensor]:
+        """``[contexts, masks, k]`` positions of one sentence and ``[contexts, masks]`` keys of their corruption."""
+        total, count = int(sentence.totals), int(sentence.counts)
+        number = torch.arange(self.contexts, device=sentence.ids.device)
+        keys = hash_key(_CONTEXT, sentence.keys, number)
+        order = (position_keys(keys, sentence.ids.shape[1]) >> 1).masked_fill(
+            ~sentence.maskable, torch.iinfo(torch.int64).max
+        )
+        ranked = order.argsort(dim=1)[:, :total]
+        masks = -(-total // count)
+        place = torch.arange(masks * count, device=keys.device) % total
+        positions = ranked[:, place].view(self.contexts, masks, count).sort(dim=2).values
+        return positions, hash_key(_CORRUPTION, keys.unsqueeze(1), torch.arange(masks, device=keys.device))
+
+    def _cover(self, sentence: Sentences) -> tuple[dict[str, Tensor], Tensor]:
+        """Batch of all masks of one sentence's contexts, and their positions ``[contexts, masks, k]``."""
+        positions, keys = self._covering(sentence)
+        flat = positions.flatten(0, 1)
+        valid = torch.ones_like(flat, dtype=torch.bool)
+        return self.objective.corrupted(sentence, Masks(flat, valid, valid.double(), keys.flatten())), positions
+
+    def _forward(self, sentence: Sentences) -> dict[Quantity, Tensor]:
+        """``[contexts, positions]`` root mean squares of all that takes no gradient."""
+        batch, positions = self._cover(sentence)
+        found: dict[Quantity, list[Tensor]] = {"loss": [], "logit": [], "last-layer": []}
+        with torch.no_grad():
+            for part in _chunks(batch, self._at_once):
+                with _hidden_states(self.objective.model) as hidden:
+                    logits = self.objective.logits(part).double()
+                states = hidden[-1]
+                if states.shape[1] != logits.shape[1]:
+                    rows = torch.arange(len(states), device=states.device).unsqueeze(1)
+                    states = states[rows, part["target_positions"]]
+                log_p = F.log_softmax(logits, dim=-1)
+                target = part["target_ids"].unsqueeze(-1)
+                loss = -log_p.gather(-1, target)
+                error = log_p.exp_().scatter_add_(-1, target, torch.full_like(loss, -1.0)).norm(dim=-1)
+                found["loss"].append(loss.squeeze(-1))
+                found["logit"].append(error)
+                found["last-layer"].append(error * states.double().norm(dim=-1))
+        shape = sentence.ids.shape[1]
+        return {name: _by_position(torch.cat(values), positions, shape) for name, values in found.items()}
+
+    def _gradients(self, sentence: Sentences) -> Tensor:
+        """``[contexts, positions]`` root mean squares of the gradient norms of single targets."""
+        batch, positions = self._cover(sentence)
+        count = positions.shape[-1]
+        cells = {name: tensor.repeat_interleave(count, dim=0) for name, tensor in batch.items()}
+        for name in ("target_positions", "target_ids"):
+            cells[name] = batch[name].reshape(-1, 1)
+        cells["target_weights"] = torch.ones_like(cells["target_ids"], dtype=torch.float64)
+        norms = self._norms(cells).view(-1, count)
+        return _by_position(norms, positions, sentence.ids.shape[1])
+
+    def _norms(self, batch: dict[str, Tensor]) -> Tensor:
+        """``[cells]`` float64 gradient norms."""
+        if self._engine is None:
+            self._engine = self._make_engine(batch)
+        return torch.cat([self._norms_of(part) for part in _chunks(batch, self._at_once)])
+
+    def _norms_of(self, batch: dict[str, Tensor]) -> Tensor:
+        assert self._engine is not None
+        engine, targets = self._engine
+        cells = len(batch["input_ids"])
+        sums = {
+            id(t.parameter): NormAccumulator(*t.shape, cells, t.parameter.dtype, t.parameter.device) for t in targets
+        }
+        try:
+            engine.accumulate(self.objective.losses, batch, sums, 0)
+        except EngineError:
+            if self._choice != "auto" or engine.name == "reference":
+                raise
+            self._engine = (make_engine("reference", self.objective, targets), targets)
+            return self._norms_of(batch)
+        squares = torch.stack([accumulator.tables.cell_norm2[0] for accumulator in sums.values()]).sum(dim=0)
+        if not bool(squares.isfinite().all()):
+            raise GradvarError("a gradient is not finite while scores are measured; try --dtype float64")
+        return squares.sqrt()
+
+    def _make_engine(self, batch: dict[str, Tensor]) -> tuple[Engine, list[Target]]:
+        model = self.objective.model
+        targets = select(model, self._parameters)
+        reached = autograd_gradients(self.objective.losses, {name: x[:1] for name, x in batch.items()}, model)
+        unreached = frozenset(t.name for t in targets if id(t.parameter) not in reached)
+        try:
+            return make_engine(self._choice, self.objective, targets, unreached), targets
+        except EngineError:
+            if self._choice != "auto":
+                raise
+        return make_engine("reference", self.objective, targets), targets
+
+    @property
+    def _at_once(self) -> int:
+        return _CELLS_CPU if self.objective.device.type == "cpu" else _CELLS_GPU
+
+
+def _chunks(batch: dict[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
+    cells = len(batch["input_ids"])
+    for start in range(0, cells, size):
+        yield {name: tensor[start : start + size] for name, tensor in batch.items()}
+
+
+def _by_position(values: Tensor, positions: Tensor, length: int) -> Tensor:
+    """Root mean squares by position of values ``[contexts * masks, k]`` at ``[contexts, masks, k]`` positions."""
+    at = positions.flatten(1)
+    squares = values.double().square().view(at.shape)
+    sums, counts = (
+        squares.new_zeros(len(at), length).scatter_add(1, at, x) for x in (squares, torch.ones_like(squares))
+    )
+    return (sums / counts.clamp(min=1)).sqrt()
+
+
+@contextmanager
+def _hidden_states(model: nn.Module) -> Iterator[list[Tensor]]:
+    # Yields the list that the decoder's inputs will be put into.
+    named: Any = getattr(model, "get_output_embeddings", lambda: None)
+    decoder = named()
+    if decoder is None:
+        raise GradvarError(f"{type(model).__name__} names no output embeddings; there is no last layer to score by")
+    seen: list[Tensor] = []
+    handle = decoder.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
