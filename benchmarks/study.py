@@ -60,6 +60,9 @@ class Tokenizer:
     def __len__(self) -> int:
         return self._words
 
+    def get_vocab(self) -> dict[str, int]:
+        return {f"w{word}": word for word in range(self._words)}
+
 
 def build_model(name: str, length: int, tied: bool) -> tuple[nn.Module, Tokenizer]:
     """Build a random model without dropout, and its tokenizer's outline."""

@@ -74,6 +74,7 @@ def measure(
     memory: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     goal: Goal | None = None,
+    pairs: bool = False,
 ) -> Measurement:
     """Measure the gradient moments of a nested sample of cells.
 
@@ -89,6 +90,7 @@ def measure(
         progress: Called with the cells done and the cells in all.
         goal: Where given, ``counts[0]`` data are the first look, and groups of a quarter of that (at least four
             data, and one a rank) are added until the goal is met.
+        pairs: Keep the inner products of a datum's cells, too.
 
     Returns:
         The measurement.
@@ -107,7 +109,7 @@ def measure(
         raise GradvarError(f"--sentences {counts[0]} are fewer than the {ranks.world()} processes; start fewer")
     start = time.perf_counter()
     order = np.random.default_rng(seed).permutation(len(objective))
-    study = _Study(objective, counts[1:], seed, engine, parameters, memory, order, progress, counts[0], most)
+    study = _Study(objective, counts[1:], seed, engine, parameters, memory, order, progress, counts[0], most, pairs)
     study.extend(counts[0], most)
     moments = study.moments()
     ended = ""
@@ -168,13 +170,14 @@ class _Study:
         progress: Callable[[int, int], None] | None,
         first: int,
         most: int,
+        pairs: bool,
     ) -> None:
         alone = ranks.world() == 1
         copies = 2 if ranks.rank() == 0 and (most > first or not alone) else 1
         planned = most if ranks.rank() == 0 else -(-most // ranks.world())
         probed = int(order[ranks.rank()])
         self.runner = ranks.together(
-            lambda: Runner(objective, draws, seed, engine, parameters, memory, probed, planned, copies)
+            lambda: Runner(objective, draws, seed, engine, parameters, memory, probed, planned, copies, pairs)
         )
         self.done = 0
         self._order, self._progress = order, progress

@@ -113,7 +113,9 @@ def gather(portion: Portion, count: int) -> Portion | None:
         dist.send(torch.from_numpy(portion.losses), dst=0)
         for accumulator in portion.accumulators:
             for name in names:
-                dist.send(getattr(accumulator.tables, name).cpu().contiguous(), dst=0)
+                table = getattr(accumulator.tables, name).cpu().contiguous()
+                if 0 not in table.shape:
+                    dist.send(table, dst=0)
         return None
     losses = [portion.losses]
     for other, share in enumerate(_shares(count)[1:], start=1):
@@ -124,7 +126,8 @@ def gather(portion: Portion, count: int) -> Portion | None:
             for name in names:
                 like = getattr(accumulator.tables, name)
                 shape = like.shape if name in ("sums", "between") else (data, *like.shape[1:])
-                parts[name] = _received(other, shape, like.dtype).to(like.device)
+                empty = like.new_empty(shape)
+                parts[name] = empty if 0 in shape else _received(other, shape, like.dtype).to(like.device)
             accumulator.join(Tables(**parts))
     return Portion(portion.accumulators, np.concatenate(losses))
 

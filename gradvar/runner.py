@@ -81,6 +81,7 @@ class Runner:
         probed: A datum to look at.
         planned: Data whose tables this process will hold in the end.
         copies: How often it will hold the sums over the data, which have the parameters' size.
+        pairs: Keep the inner products of a datum's cells, too.
 
     Attributes:
         targets: The parameters under study.
@@ -100,10 +101,12 @@ class Runner:
         probed: int,
         planned: int,
         copies: int = 1,
+        pairs: bool = False,
     ) -> None:
         check_engine_name(engine)
         self.objective, self.draws, self.seed = objective, draws, seed
         self.cells = int(np.prod(draws))
+        self._pairs = pairs
         self.targets = select(objective.model, parameters)
         self.device = self.targets[0].parameter.device
         self.budget = memory or default_budget(self.device)
@@ -156,7 +159,7 @@ class Runner:
     def _run(self, data: np.ndarray, progress: Callable[[int], None]) -> Portion:
         counts = (len(data), *self.draws)
         accumulators = [
-            MomentAccumulator(*target.shape, counts, target.parameter.dtype, self.device, seed)
+            MomentAccumulator(*target.shape, counts, target.parameter.dtype, self.device, seed, self._pairs)
             for seed, target in enumerate(self.targets)
         ]
         losses = np.empty((len(data), self.cells))

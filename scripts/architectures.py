@@ -111,6 +111,9 @@ class Tokenizer:
     def __len__(self) -> int:
         return VOCABULARY
 
+    def get_vocab(self) -> dict[str, int]:
+        return {f"w{word}": word for word in range(VOCABULARY)}
+
 
 def build(kind: str) -> torch.nn.Module:
     """Build a small model of an architecture, every parameter random."""

@@ -31,6 +31,7 @@ class Tables:
         squares: ``[data, levels-1]`` float64; see :class:`Moments`.
         cell_norm2: ``[data, cells]`` float64.
         sketches: ``[data, size]`` of the data means.
+        inner: ``[data, cells, cells]`` float64 inner products of a datum's cells; ``[data, 0, 0]`` if not asked for.
     """
 
     sums: Tensor
@@ -38,6 +39,7 @@ class Tables:
     squares: Tensor
     cell_norm2: Tensor
     sketches: Tensor
+    inner: Tensor
 
 
 class MomentAccumulator:
@@ -52,6 +54,7 @@ class MomentAccumulator:
         dtype: Type of the sums.
         device: Where everything lives.
         seed: Of the sketch; every parameter of a study needs its own.
+        pairs: Keep the inner products of a datum's cells, too.
 
     Attributes:
         wants_totals: Whether the sums over a datum's cells are of any use to it.
@@ -67,6 +70,7 @@ class MomentAccumulator:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         seed: int = 0,
+        pairs: bool = False,
     ) -> None:
         data, *draws = counts
         self.draws, self._cells = tuple(draws), prod(draws)
@@ -75,18 +79,25 @@ class MomentAccumulator:
         def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
+        paired = self._cells if pairs else 0
         self.tables = Tables(
             sums=zeros(rows, columns, dtype=dtype),
             between=zeros(),
             squares=zeros(data, len(draws)),
             cell_norm2=zeros(data, self._cells),
             sketches=zeros(data, self.sketch.size, dtype=dtype),
+            inner=zeros(data, paired, paired),
         )
 
     @property
     def data(self) -> int:
         """How many data it has room for."""
         return len(self.tables.squares)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether it keeps the inner products of a datum's cells."""
+        return bool(self.tables.inner.numel())
 
     def add(self, values: Tensor, first: int) -> None:
         """Add consecutive data with all their rows.
@@ -114,7 +125,12 @@ class MomentAccumulator:
     def add_cells(self, values: Tensor, first: int, without: Tensor | None = None) -> Tensor:
         """Add the part of :meth:`add_rows` that needs the cells; return their sums ``[data, rows, columns]``."""
         squares = squares_of(values, without)
-        self.tables.cell_norm2[first : first + len(values)].add_(squares.flatten(1))
+        data = slice(first, first + len(values))
+        self.tables.cell_norm2[data].add_(squares.flatten(1))
+        if self.pairs:
+            self.tables.inner[data].add_(_inner(values))
+            if without is not None:
+                self.tables.inner[data].sub_(_inner(values[..., without, :]))
         for level in range(len(self.draws), 0, -1):
             total = values.sum(dim=level)  # no mean: dividing is another pass
             of_total = squares_of(total, without)
@@ -122,7 +138,7 @@ class MomentAccumulator:
             if within is None:
                 deviations = values.sub_(total.unsqueeze(level), alpha=1 / values.shape[level])
                 within = squares_of(deviations, without).sum(dim=level)
-            self._add_within(within.reshape(len(values), -1).sum(dim=1), slice(first, first + len(values)), level)
+            self._add_within(within.reshape(len(values), -1).sum(dim=1), data, level)
             values, squares = total, of_total
         return values
 
@@ -209,7 +225,7 @@ class MomentAccumulator:
             ValueError: If the two differ in more than their data.
         """
         mine, n, m = self.tables, self.data, len(other.squares)
-        pairs = [(getattr(mine, name), getattr(other, name)) for name in ("squares", "cell_norm2", "sketches")]
+        pairs = [(getattr(mine, name), getattr(other, name)) for name in ("squares", "cell_norm2", "sketches", "inner")]
         if mine.sums.shape != other.sums.shape or any(a.shape[1:] != b.shape[1:] for a, b in pairs):
             raise ValueError("studies that differ in more than their data cannot be joined")
         gap = squares_of(mine.sums / n - other.sums / m)
@@ -233,6 +249,7 @@ class MomentAccumulator:
             sketches.square().sum(dim=1).cpu().numpy(),
             (sketches - sketches.mean(dim=0)).square().sum(dim=1).cpu().numpy(),
             tables.sums.numel(),
+            tables.inner.cpu().numpy().copy(),
         )
 
 
@@ -252,7 +269,8 @@ def add_small(parts: list[tuple[MomentAccumulator, Tensor]], first: int) -> None
     for group in by_shape.values():
         accumulators = [accumulator for accumulator, _ in group]
         values = torch.stack([flat for _, flat in group]).double()  # [accumulators, data, *draws, size]
-        cells = (values * values).sum(dim=-1).flatten(2)
+        flat = values.flatten(2, -2)
+        cells = (flat * flat).sum(dim=-1)
         squares: list[Tensor] = []
         for level in range(values.ndim - 2, 1, -1):
             mean = values.mean(dim=level)
@@ -270,6 +288,8 @@ def add_small(parts: list[tuple[MomentAccumulator, Tensor]], first: int) -> None
         for index, accumulator in enumerate(accumulators):
             tables = accumulator.tables
             tables.cell_norm2[data] = cells[index]
+            if accumulator.pairs:
+                tables.inner[data] = flat[index] @ flat[index].mT
             tables.squares[data] = inner[index]
             tables.sketches[data] = values[index]
             tables.between.add_(between[index])
@@ -287,6 +307,12 @@ def squares_of(values: Tensor, without: Tensor | None = None) -> Tensor:
     return norms.double().square().sum(dim=-1)
 
 
+def _inner(values: Tensor) -> Tensor:
+    """Inner products ``[data, cells, cells]`` of matrices ``[data, *draws, rows, columns]``."""
+    flat = values.flatten(-2).flatten(1, -2)
+    return (flat @ flat.mT).double()
+
+
 def _left(squares: Tensor, of_total: Tensor, level: int) -> Tensor | None:
     """What the mean over dimension `level` leaves of squared norms: ``sum |v|^2 - |sum v|^2 / n``.
 
@@ -300,15 +326,18 @@ def _left(squares: Tensor, of_total: Tensor, level: int) -> Tensor | None:
     return left.clamp_(min=0) if bool(left.sum() >= _LEAST_LEFT * whole.sum()) else None
 
 
-def moments_of(vectors: Tensor) -> Moments:
+def moments_of(vectors: Tensor, pairs: bool = False) -> Moments:
     """Compute the moments of explicit vectors.
 
     Args:
         vectors: ``[data, *draws, coordinates]``.
+        pairs: Keep the inner products of a datum's cells, too.
 
     Returns:
         Their moments.
     """
-    accumulator = MomentAccumulator(1, vectors.shape[-1], tuple(vectors.shape[:-1]), vectors.dtype, vectors.device)
+    accumulator = MomentAccumulator(
+        1, vectors.shape[-1], tuple(vectors.shape[:-1]), vectors.dtype, vectors.device, pairs=pairs
+    )
     accumulator.add(vectors.unsqueeze(-2).clone(), 0)
     return accumulator.finish()

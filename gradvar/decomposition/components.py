@@ -14,6 +14,7 @@ from math import prod
 
 import numpy as np
 
+from gradvar.decomposition.contrast import pseudo_values
 from gradvar.decomposition.estimate import Estimate, unresolved
 from gradvar.decomposition.intervals import fieller_interval, hall_interval, jackknife_interval
 from gradvar.decomposition.moments import Moments
@@ -60,6 +61,16 @@ class Components:
         return self.zero or not self.moments.cell_norm2.any()
 
     @property
+    def contributions(self) -> np.ndarray:
+        """``[N, L]`` what each datum contributes to the components, their means."""
+        return _nested(self._contributions, self.counts)
+
+    @cached_property
+    def signal_contributions(self) -> np.ndarray:
+        """``[N]`` delete-one pseudo-values of ``|mu|^2``, whose mean it is; for 3 data and more."""
+        return pseudo_values(self._norm2, self._distance2, self.norm2)
+
+    @property
     def _nothing(self) -> float:
         """What a variance must exceed to be more than rounding."""
         return _ROUNDING * float(self.moments.cell_norm2.mean())
@@ -76,7 +87,7 @@ class Components:
         value = float(self.values @ coefficients)
         if self.counts[0] < 4:
             return Estimate(value, reason=f"an interval needs at least 4 draws of {self.levels[0]}")
-        return Estimate(value, *hall_interval(_nested(self._contributions, self.counts) @ coefficients))
+        return Estimate(value, *hall_interval(self.contributions @ coefficients))
 
     def component(self, level: int) -> Estimate:
         """Estimate the variance component of a level; the innermost cannot be negative, the others' estimates can."""
@@ -97,7 +108,7 @@ class Components:
         if problem:
             return problem
 
-        contributions = _nested(self._contributions, self.counts)
+        contributions = self.contributions
         above, below = contributions @ numerator, contributions @ denominator
         return self._jackknife(lambda kept: float(above[kept].sum() / below[kept].sum()))
 
@@ -110,7 +121,7 @@ class Components:
         """Estimate ``|mu|^2`` with Hall's interval over its delete-one-datum pseudo-values."""
         if self.counts[0] < 4:
             return Estimate(self.norm2, reason=f"an interval needs at least 4 draws of {self.levels[0]}")
-        return Estimate(self.norm2, *hall_interval(self._signal))
+        return Estimate(self.norm2, *hall_interval(self.signal_contributions))
 
     def noise_scale(self, coefficients: np.ndarray) -> Estimate:
         """Estimate ``sum_l c_l V_l / |mu|^2``: the batch at which this noise equals the signal.
@@ -127,8 +138,8 @@ class Components:
             return problem
         if self.counts[0] < 4:
             return unresolved(f"an interval needs at least 4 draws of {self.levels[0]}")
-        spread = _nested(self._contributions, self.counts) @ coefficients
-        low, high = fieller_interval(spread, self._signal)
+        spread = self.contributions @ coefficients
+        low, high = fieller_interval(spread, self.signal_contributions)
         if high is None:
             return unresolved("|mu|^2 is not clearly positive at this study size; take more sentences", low)
         return Estimate(float(self.values @ coefficients) / self.norm2, low, high)
@@ -148,7 +159,7 @@ class Components:
         few = max(1, self.counts[0] // 20)
         if self.vanishes or self.values[level] <= self._nothing:
             return few, 0.0
-        contributions = np.sort(_nested(self._contributions, self.counts)[:, level])
+        contributions = np.sort(self.contributions[:, level])
         largest = contributions[-few:].sum() + np.minimum(contributions[:few], 0).sum()
         return few, float(largest / contributions.sum())
 
@@ -229,17 +240,6 @@ class Components:
         data = self.counts[0]
         outer = data / max(data - 2, 1) * (self._distance2 - self._distance2.mean()) + self._mean_squares[0]
         return np.column_stack([outer, self.moments.squares / self._degrees])
-
-    @cached_property
-    def _signal(self) -> np.ndarray:
-        """``[N]`` delete-one pseudo-values of ``|mu|^2``, whose mean it is; for 3 data and more.
-
-        ``|mu|^2 = sum_{n != m} <g_n, g_m> / N(N-1)``; the terms of datum ``n`` are ``N <g_n, g> - |g_n|^2``, with
-        ``2<g_n, g> = |g_n|^2 + |g|^2 - |g_n - g|^2``.
-        """
-        data = self.counts[0]
-        terms = data / 2 * (self._norm2 - self._distance2) - self._norm2
-        return 2 * (terms - terms.mean()) / (data - 2) + self.norm2
 
 
 def _nested(mean_squares: np.ndarray, counts: tuple[int, ...]) -> np.ndarray:

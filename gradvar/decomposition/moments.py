@@ -27,6 +27,7 @@ class Moments:
         sketch_norm2: ``[N]`` squared norms of the sketches of the data means (:class:`Sketch`).
         sketch_distance2: ``[N]`` squared distances of these sketches from their mean.
         dimension: Number of coordinates.
+        inner: ``[N, cells, cells]`` inner products of a datum's cells; ``[N, 0, 0]`` where they were not asked for.
     """
 
     counts: tuple[int, ...]
@@ -37,6 +38,7 @@ class Moments:
     sketch_norm2: np.ndarray
     sketch_distance2: np.ndarray
     dimension: int
+    inner: np.ndarray
 
     def __add__(self, other: Moments) -> Moments:
         """Join disjoint coordinates of the same study."""
@@ -51,7 +53,13 @@ class Moments:
             self.sketch_norm2 + other.sketch_norm2,
             self.sketch_distance2 + other.sketch_distance2,
             self.dimension + other.dimension,
+            self.inner + other.inner,
         )
+
+    @property
+    def paired(self) -> bool:
+        """Whether the inner products of a datum's cells are known."""
+        return self.inner.size > 0
 
 
 def total(parts: list[Moments]) -> Moments:

@@ -117,7 +117,7 @@ class OnePass:
             if sum(values.numel() for _, values in self._small) > _PUT_BY:
                 self._add_small(first)
             return
-        products = _products_for_gram(dense, draws) if large else None
+        products = _products_for_gram(dense, draws) if large and not accumulator.pairs else None
         for start in range(0, data, at_once):
             count = min(at_once, data - start)
             cells = slice(start * per, (start + count) * per)

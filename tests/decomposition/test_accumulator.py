@@ -60,6 +60,7 @@ def textbook(matrices: torch.Tensor) -> Moments:
         (means[0] ** 2).sum(axis=1),
         distances,
         len(grand),
+        np.zeros((data, 0, 0)),
     )
 
 

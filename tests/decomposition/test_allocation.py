@@ -21,7 +21,7 @@ def components(v_data: float, v_mask: float, data: int = 8, masks: int = 4) -> C
     norms = np.full((data, masks), v_data + v_mask)
     between = (data - 1) * (v_data + v_mask / masks)
     means = np.full(data, v_data + v_mask / masks)
-    moments = Moments((data, masks), squares, between, norms, 0.0, means, means, 1)
+    moments = Moments((data, masks), squares, between, norms, 0.0, means, means, 1, np.zeros((data, 0, 0)))
     return Components(moments, ("data", "mask"))
 
 
