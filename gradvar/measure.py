@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradvar import ranks
-from gradvar.decomposition.accumulator import MomentAccumulator
+from gradvar.decomposition.accumulator import MomentAccumulator, Tables
 from gradvar.decomposition.components import Components
 from gradvar.decomposition.moments import Moments, total
 from gradvar.decomposition.precision import half_widths
@@ -46,6 +46,7 @@ class Measurement:
         ended: How a study that could grow came to its end, in words; empty for one of fixed size.
         seconds: Wall time of the study.
         seconds_per_cell: Time of an ordinary forward and backward pass of one cell.
+        tables: Sums and sketches of each parameter, in the order of the targets, where they were to be kept.
     """
 
     moments: dict[str, Moments]
@@ -58,6 +59,7 @@ class Measurement:
     ended: str
     seconds: float
     seconds_per_cell: float
+    tables: tuple[Tables, ...] = ()
 
     @property
     def cells_per_second(self) -> float:
@@ -75,6 +77,7 @@ def measure(
     progress: Callable[[int, int], None] | None = None,
     goal: Goal | None = None,
     pairs: bool = False,
+    keep: bool = False,
 ) -> Measurement:
     """Measure the gradient moments of a nested sample of cells.
 
@@ -91,6 +94,7 @@ def measure(
         goal: Where given, ``counts[0]`` data are the first look, and groups of a quarter of that (at least four
             data, and one a rank) are added until the goal is met.
         pairs: Keep the inner products of a datum's cells, too.
+        keep: Return the sums and sketches, which only one process has.
 
     Returns:
         The measurement.
@@ -137,6 +141,7 @@ def measure(
         ended,
         time.perf_counter() - start,
         seconds_per_cell,
+        study.tables if keep else (),
     )
 
 
@@ -188,6 +193,11 @@ class _Study:
     def losses(self) -> np.ndarray:
         """``[N, cells]``; known on rank 0."""
         return np.concatenate(self._losses)
+
+    @property
+    def tables(self) -> tuple[Tables, ...]:
+        """Tables of each parameter; known on rank 0."""
+        return tuple(accumulator.tables for accumulator in self._accumulators)
 
     def extend(self, count: int, planned: int) -> None:
         """Measure the next data.

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import platform
-import re
-import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +17,7 @@ from gradvar.errors import GradvarError
 from gradvar.measure import Goal, Measurement, measure
 from gradvar.objective import Objective, is_masked_lm, unit_of
 from gradvar.persample.parameters import compile_pattern
+from gradvar.provenance import command, versions
 from gradvar.report.result import Decomposition, Layer
 from gradvar.runner import check_engine_name
 
@@ -105,7 +103,7 @@ def decompose(
             "seed": seed,
         },
         provenance={
-            "command": _command(),
+            "command": command(),
             "versions": versions(),
             **described.get("provenance", {}),
             "device": _device_name(measured),
@@ -236,22 +234,6 @@ def _concentrated(whole: Components, objective: Objective) -> list[str]:
                 f"narrow: take more {unit}s, or look at the largest"
             )
     return warnings
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that can change a result."""
-    found = {"python": platform.python_version()}
-    for package in ("gradvar", "torch", "transformers", "tokenizers", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def _command() -> str:
-    program = "gradvar" if re.search(r"gradvar(/__main__\.py)?$", sys.argv[0]) else sys.argv[0]
-    return " ".join([program, *sys.argv[1:]])
 
 
 def _device_name(measured: Measurement) -> str:

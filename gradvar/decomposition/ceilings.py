@@ -52,7 +52,7 @@ def main_effects(inner: np.ndarray, overlaps: np.ndarray, totals: np.ndarray, co
     """What disjoint masks can remove: ``V_main``, the part of the mask variance that adds up over positions.
 
     With ``m`` positions in common, ``E_1 = (m T/k - k)/(T - k)`` has mean zero and covariance ``-V_main/(T - 1)`` with
-    half the squared distance of two gradients. The sample covariance over a sentence's ``P`` pairs, with ``P - 1`` below,
+    half the squared distance of two gradients. The sample covariance over a sentence's ``P`` pairs (``P - 1`` below)
     is unbiased, as pairs that share one mask are uncorrelated.
 
     Args:

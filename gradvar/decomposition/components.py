@@ -14,6 +14,7 @@ from math import prod
 
 import numpy as np
 
+from gradvar.decomposition import ceilings
 from gradvar.decomposition.contrast import pseudo_values
 from gradvar.decomposition.estimate import Estimate, unresolved
 from gradvar.decomposition.intervals import fieller_interval, hall_interval, jackknife_interval
@@ -173,7 +174,7 @@ class Components:
             return unresolved("headroom is defined for two levels; with more, the inner draws share norms")
         if self.vanishes or self.values[-1] <= self._nothing:
             return unresolved(ZERO if self.vanishes else f"the {self.levels[-1]} variance is zero, up to rounding")
-        spread = np.sqrt(self.moments.cell_norm2).var(axis=1, ddof=1)
+        spread = ceilings.importance(self.moments.cell_norm2)
         within = self.moments.squares[:, -1] / (self.counts[1] - 1)
         return self._jackknife(lambda kept: float(spread[kept].sum() / within[kept].sum())).clip(0, 1)
 

@@ -308,6 +308,20 @@ class MaskedLM:
         return next(self.model.parameters()).device
 
     @property
+    def room(self) -> int:
+        """How many disjoint masks fit into every sentence."""
+        return int((torch.from_numpy(self._maskable) // self._counts).min())
+
+    @property
+    def mean_length(self) -> float:
+        """Mean number of maskable positions."""
+        return float(self._maskable.mean())
+
+    def weights_of(self, data: Sequence[int]) -> np.ndarray:
+        """Return what the losses of some sentences are multiplied with: ``[rows]``."""
+        return self._weights[torch.as_tensor(list(data))].numpy()
+
+    @property
     def vocabulary(self) -> dict[str, int]:
         """Ids of the tokens."""
         return self._vocabulary

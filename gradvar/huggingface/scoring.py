@@ -48,6 +48,12 @@ class Scoring:
         self._known: dict[tuple[Quantity, int, int], Tensor] = {}
         self._engine: tuple[Engine, list[Target]] | None = None
 
+    def fresh(self) -> Scoring:
+        """Return the same, with nothing measured yet."""
+        other = Scoring(self.objective, self.contexts, self._choice, self._parameters)
+        other._engine = self._engine
+        return other
+
     def at_targets(self, quantity: Quantity, sentences: Sentences) -> Tensor:
         """Measure every position as a target; see :class:`~gradvar.masking.scores.Task`."""
         rows = []

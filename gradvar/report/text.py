@@ -73,7 +73,8 @@ def percent(estimate: Estimate) -> str:
     return f"{100 * estimate.estimate:.3g} % [{100 * estimate.low:.3g}, {100 * estimate.high:.3g}]"
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
+    """Make a table without lines."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, no_wrap=True)
@@ -81,7 +82,7 @@ def _table(*columns: str) -> Table:
 
 
 def _levels_table(result: Decomposition) -> Table:
-    table = _table("level", "variance [95 %]", "share", "noise scale")
+    table = plain_table("level", "variance [95 %]", "share", "noise scale")
     for level in result.levels:
         table.add_row(
             level, str(result.components[level]), percent(result.shares[level]), str(result.noise_scale[level])
@@ -92,7 +93,7 @@ def _levels_table(result: Decomposition) -> Table:
 def _layers_table(result: Decomposition) -> Table:
     """List the layers with most variance: how much, and how much of theirs is the innermost level's."""
     inner = result.levels[-1]
-    table = _table("layer", "of total", f"{inner} share")
+    table = plain_table("layer", "of total", f"{inner} share")
     table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
     table.columns[1].justify = "right"
     whole = float(result.statistics.values.sum())

@@ -7,24 +7,29 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gradvar.errors import GradvarError
+from gradvar.report.comparison import Comparison
+from gradvar.report.comparison_figures import COMPARISON_FIGURES
+from gradvar.report.comparison_text import comparison_summary
 from gradvar.report.figures import FIGURES
 from gradvar.report.result import Decomposition
 from gradvar.report.text import summary
 
 CELLS = "cells.parquet"
-FILES = (
-    "decomposition.json",
-    "layers.csv",
-    "summary.txt",
-    *(f"{name}.{ending}" for name in FIGURES for ending in ("png", "svg")),
-    CELLS,
-)
+
+
+def _files(json_name: str, table: str, figures: Iterable[str]) -> tuple[str, ...]:
+    return json_name, table, "summary.txt", *(f"{name}.{ending}" for name in figures for ending in ("png", "svg"))
+
+
+FILES = (*_files("decomposition.json", "layers.csv", FIGURES), CELLS)
+COMPARISON_FILES = _files("comparison.json", "proposals.csv", COMPARISON_FIGURES)
+_EVERY = (*FILES, *COMPARISON_FILES)
 
 
 def check_writable(out: str | Path, overwrite: bool = False) -> Path:
@@ -51,13 +56,13 @@ def check_writable(out: str | Path, overwrite: bool = False) -> Path:
         raise GradvarError(_unwritable(out, error)) from error
     if present and not overwrite:
         raise GradvarError(f"--out {out} is not empty; give another folder, or --overwrite to replace the report in it")
-    if foreign := sorted(present - set(FILES)):
+    if foreign := sorted(present - set(_EVERY)):
         raise GradvarError(f"--out {out} holds '{foreign[0]}', which is no part of a report; give another folder")
     return folder
 
 
 def write_report(
-    result: Decomposition,
+    result: Decomposition | Comparison,
     out: str | Path,
     *,
     overwrite: bool = False,
@@ -69,7 +74,7 @@ def write_report(
     Ctrl-C does not interrupt.
 
     Args:
-        result: The decomposition.
+        result: A decomposition or a comparison.
         out: The folder.
         overwrite: Replace a report that is there.
         cells: Columns of ``cells.parquet``, a value a cell.
@@ -108,7 +113,7 @@ def _publish(partial: Path, folder: Path) -> None:
             folder.parent.mkdir(parents=True, exist_ok=True)
             partial.rename(folder)
             return
-        for name in FILES:
+        for name in dict.fromkeys(_EVERY):
             if (partial / name).exists():
                 (partial / name).replace(folder / name)
             else:
@@ -131,12 +136,17 @@ def _uninterrupted() -> Iterator[None]:
         signal.raise_signal(signal.SIGINT)
 
 
-def _write_files(result: Decomposition, folder: Path, cells: Mapping[str, Sequence[Any]] | None) -> None:
-    text = json.dumps(result.to_json(), indent=2, allow_nan=False, ensure_ascii=False)
-    (folder / "decomposition.json").write_text(text + "\n", encoding="utf-8")
-    result.to_frame().to_csv(folder / "layers.csv", index=False)
-    (folder / "summary.txt").write_text(summary(result) + "\n", encoding="utf-8")
-    for name in FIGURES:
+def _write_files(result: Decomposition | Comparison, folder: Path, cells: Mapping[str, Sequence[Any]] | None) -> None:
+    names, text, figures = (
+        (FILES, summary(result), FIGURES)
+        if isinstance(result, Decomposition)
+        else (COMPARISON_FILES, comparison_summary(result), COMPARISON_FIGURES)
+    )
+    data = json.dumps(result.to_json(), indent=2, allow_nan=False, ensure_ascii=False)
+    (folder / names[0]).write_text(data + "\n", encoding="utf-8")
+    result.to_frame().to_csv(folder / names[1], index=False)
+    (folder / names[2]).write_text(text + "\n", encoding="utf-8")
+    for name in figures:
         figure = result.plot(name)
         figure.savefig(folder / f"{name}.png", dpi=150)
         figure.savefig(folder / f"{name}.svg")

@@ -1,0 +1,313 @@
+"""Compares ways to choose masks on the same sentences: variance, bias and cost, with intervals."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import stats
+from torch import Tensor
+
+from gradvar import arms, ranks
+from gradvar.ceilings import gradient_norms, headroom, masks_of
+from gradvar.decomposition.components import Components
+from gradvar.decomposition.contributions import of_means
+from gradvar.decomposition.estimate import Estimate
+from gradvar.decomposition.intervals import LEVEL
+from gradvar.decomposition.merit import Draws, Merit, disjoint_advice
+from gradvar.decomposition.moments import total
+from gradvar.errors import GradvarError
+from gradvar.masking.proposal import Proposal, parse_proposal
+from gradvar.masking.scores import Score
+from gradvar.masking.sets import Pool
+from gradvar.measure import measure
+from gradvar.provenance import command, versions
+from gradvar.report.comparison import Comparison, Row
+from gradvar.study import check_request
+
+if TYPE_CHECKING:
+    from gradvar.huggingface.masked_lm import MaskedLM
+
+FIELD = (
+    "oracle/midzuno",
+    "oracle/conditional-poisson",
+    "oracle/pool:4",
+    "oracle/pps",
+    "logit/pps",
+    "last-layer/pps",
+    "loss^0.25/pps",
+    "frequency/pps",
+    "logit/hard",
+    "uniform/span",
+    "uniform/whole-word",
+    "uniform/simple@0.3",
+)
+"""Compared by default, beside disjoint masks and whatever a fitted network offers."""
+FITTED = ("mapnet/midzuno", "mapnet/pps", "mapnet-permuted/pps")
+Progress = Callable[[int, int], None]
+
+
+def compare(
+    objective: MaskedLM,
+    proposals: Sequence[str | Proposal] | None = None,
+    *,
+    sentences: int = 32,
+    masks: int = 8,
+    batch: int = 256,
+    seed: int = 0,
+    engine: str = "auto",
+    parameters: str | None = None,
+    memory: int | None = None,
+    scores: Mapping[str, Score] | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare proposals by variance, bias and cost, on the same sentences, and measure what the best could reach.
+
+    Args:
+        objective: A masked LM under uniform masks.
+        proposals: Proposals or their text; None takes the default field. ``uniform/simple`` is always there.
+        sentences: Sentences sampled from the data.
+        masks: Masks of each sentence, at least 4; a group of disjoint ones counts as its masks.
+        batch: Sentences of the batch for which bias is weighed against variance.
+        seed: Seed of every random choice.
+        engine: ``onepass``, ``reference`` or ``auto``.
+        parameters: Regular expression; only gradients of parameters whose name it finds are compared.
+        memory: Bytes that the process may hold; by default most of what is free.
+        scores: More scores by name, such as ``mapnet``.
+        progress: Called with the cells done and the cells in all.
+
+    Returns:
+        The comparison, with 95 % intervals.
+
+    Raises:
+        GradvarError: If something that was asked for cannot be done; the message says what to change.
+    """
+    check_request(engine, parameters, None, None, None, None, sentences)
+    if ranks.world() > 1:
+        raise GradvarError("compare runs in one process; start it without torchrun")
+    if sentences < 4 or masks < 4:
+        name, count = ("--sentences", sentences) if sentences < 4 else ("--masks", masks)
+        raise GradvarError(f"{name} {count}: a comparison needs at least 4")
+    if batch < 1:
+        raise GradvarError(f"--batch {batch} is not a positive number of sentences")
+    if objective.levels != ("data", "mask") or objective.proposal != Proposal():
+        raise GradvarError("compare begins with uniform masks and without dropout; leave --proposal and --dropout out")
+    start = time.perf_counter()
+    wanted, notices = _field(objective, proposals, scores or {})
+    own = [p for p in wanted if arms.needs_cells(p, objective.mask_rate)]
+    steps = _Steps(progress, objective, sentences, masks, own)
+    study = _uniform_study(objective, sentences, masks, seed, engine, parameters, memory, steps)
+    norms = gradient_norms(objective, study.sentences, steps.scored)
+    steps.next(steps.scoring)
+    passes = _time_passes(study, own)
+    rows, disjoint = [_uniform_row()], None
+    for proposal in wanted:
+        scored = objective.under(proposal).scores(study.sentences)
+        of_cells = arms.cell_scores(study, proposal, scored) if isinstance(proposal.design, Pool) else None
+        if proposal in own:
+            draws = arms.measure_arm(study, proposal, steps.measured)
+            steps.next(sentences * _cells_each(proposal, masks))
+        else:
+            draws = arms.reweighted(study, proposal, scored, of_cells)
+        if draws.covariance is not None and (disjoint is None or draws.cells > disjoint.cells):
+            disjoint = draws
+        rows.append(_row(study, proposal, draws, scored, of_cells, passes, batch))
+    whole, described = study.whole, objective.describe()
+    weights = objective.weights_of(study.measured.data.tolist())
+    return Comparison(
+        headroom=headroom(whole, study.sentences, study.masks, norms, weights),
+        disjoint=disjoint_advice(
+            study.draws.data,
+            study.draws.mask,
+            None if disjoint is None else disjoint.covariance,
+            objective.seconds_per_datum,
+            float(np.median(passes[objective.mask_rate])),
+            objective.room,
+        ),
+        proposals=tuple(rows),
+        variance={
+            "data": whole.component(0),
+            "mask": whole.component(1),
+            "gradient_norm2": whole.gradient_norm2(),
+        },
+        study={
+            "sentences": sentences,
+            "masks": masks,
+            "batch": batch,
+            **described["study"],
+            "contexts": objective.scoring.contexts,
+            "engine": study.measured.engine,
+            "dtype": str(next(objective.model.parameters()).dtype).removeprefix("torch."),
+            "seed": seed,
+        },
+        provenance={
+            "command": command(),
+            "versions": versions(),
+            **described["provenance"],
+            "wall_seconds": time.perf_counter() - start,
+        },
+        notices=(*notices, *study.measured.notices),
+    )
+
+
+def _field(
+    objective: MaskedLM, proposals: Sequence[str | Proposal] | None, scores: Mapping[str, Score]
+) -> tuple[list[Proposal], list[str]]:
+    """Read the proposals, each once; of the default field those that fit, with what is to be said of it."""
+    notices = []
+    if proposals is None:
+        room = objective.room
+        disjoint = [f"uniform/disjoint:{masks}" for masks in sorted({2, room}) if masks <= room and room > 1]
+        if not disjoint:
+            notices.append("two disjoint masks do not fit into every sentence, and are left out")
+        proposals = [*FIELD, *disjoint, *(FITTED if "mapnet" in scores else ())]
+    wanted = [parse_proposal(p, scores) if isinstance(p, str) else p for p in proposals]
+    for proposal in wanted:
+        objective.under(proposal)  # refuses what does not fit
+    return list(dict.fromkeys(p for p in wanted if p != Proposal())), notices
+
+
+def _cells_each(proposal: Proposal, masks: int) -> int:
+    """Cells of a sentence that a proposal is measured on."""
+    together = proposal.design.cells
+    return max(2, masks // together) * together if together > 1 else masks
+
+
+class _Steps:
+    """Progress over all parts of a comparison, in cells."""
+
+    def __init__(
+        self, progress: Progress | None, objective: MaskedLM, sentences: int, masks: int, own: list[Proposal]
+    ) -> None:
+        self._progress, self._done = progress, 0
+        self.scoring = round(sentences * objective.mean_length * objective.scoring.contexts)
+        self._total = sentences * (masks + sum(_cells_each(p, masks) for p in own)) + self.scoring
+        self._sentences = sentences
+
+    def measured(self, done: int, _total: int) -> None:
+        """Report cells of the part that runs."""
+        if self._progress:
+            self._progress(min(self._done + done, self._total), self._total)
+
+    def scored(self, sentences: int) -> None:
+        """Report sentences scored."""
+        self.measured(self.scoring * sentences // self._sentences, 0)
+
+    def next(self, cells: int) -> None:
+        """Go on to the next part."""
+        self._done += cells
+
+
+def _uniform_study(
+    objective: MaskedLM,
+    sentences: int,
+    masks: int,
+    seed: int,
+    engine: str,
+    parameters: str | None,
+    memory: int | None,
+    steps: _Steps,
+) -> arms.Study:
+    measured = measure(
+        objective, (sentences, masks), seed, engine, parameters, memory, steps.measured, pairs=True, keep=True
+    )
+    steps.next(sentences * masks)
+    whole = Components(total(list(measured.moments.values())), objective.levels)
+    if whole.vanishes or whole.values[1] <= 0:
+        raise GradvarError("the mask variance is zero, up to rounding; there is nothing to compare")
+    rows = objective.sentences(measured.data.tolist(), seed)
+    parts = whole.contributions
+    draws = Draws(parts[:, 1], parts[:, 0], whole.signal_contributions, None)
+    drawn = masks_of(objective, rows, measured, masks, seed)
+    return arms.Study(objective, measured, whole, rows, drawn, draws, seed, masks, engine, parameters, memory)
+
+
+def _time_passes(study: arms.Study, own: list[Proposal]) -> dict[float, np.ndarray]:
+    """Seconds of a forward and backward pass by mask rate: how the targets were chosen makes no difference to it."""
+    rates = dict.fromkeys([study.objective.mask_rate, *(p.mask_rate for p in own if p.mask_rate is not None)])
+    objectives = [study.objective.under(Proposal(mask_rate=rate)) for rate in rates]
+    return dict(zip(rates, arms.time_passes(objectives, int(study.measured.data[0]), study.seed), strict=True))
+
+
+def _uniform_row() -> Row:
+    """The row of what all others are compared with: exactly one, or zero."""
+    one, none = Estimate(1.0, 1.0, 1.0), Estimate(0.0, 0.0, 0.0)
+    return Row(
+        str(Proposal()),
+        "uniform",
+        "simple",
+        True,
+        True,
+        one,
+        none,
+        one,
+        one,
+        one,
+        one,
+        one,
+        one,
+        one,
+        one,
+        one,
+        one,
+        one,
+        one,
+    )
+
+
+def _row(
+    study: arms.Study,
+    proposal: Proposal,
+    draws: Draws,
+    scored: Tensor,
+    of_cells: np.ndarray | None,
+    passes: dict[float, np.ndarray],
+    batch: int,
+) -> Row:
+    rate = study.objective.mask_rate
+    spread = arms.weights_of(study, proposal, scored, of_cells)
+    sentence = study.objective.seconds_per_datum
+    drawing = arms.time_drawing(study, proposal, scored)
+    uniform = arms.time_drawing(study, Proposal(), scored) + passes[rate] + sentence
+    free = drawing + draws.cells * passes[proposal.mask_rate or rate] + sentence
+    scoring = arms.time_scoring(study, proposal, of_cells is not None, float(np.median(passes[rate])))
+    full = free + scoring
+    merit = Merit(study.draws, draws, *_logarithm(full, uniform))
+    freely = Merit(study.draws, draws, *_logarithm(free, uniform))
+    score, _, design = str(proposal).rpartition("/")
+    return Row(
+        proposal=str(proposal),
+        score=score,
+        design=design,
+        declared_unbiased=draws.bias is None,
+        own_cells=arms.needs_cells(proposal, rate),
+        variance_ratio=merit.variance_ratio(),
+        bias2_ratio=merit.bias2_ratio(),
+        mse_ratio=merit.mse_ratio(),
+        mse_ratio_at_batch=merit.mse_ratio(batch),
+        ess=of_means(lambda m: m[0] ** 2 / m[1], np.stack([spread.first, spread.second], axis=1)).clip(0.0, 1.0),
+        max_weight=Estimate(spread.largest, reason="the largest of what was drawn has no interval"),
+        cost_ratio=_cost(full, uniform),
+        cost_ratio_without_scoring=_cost(free, uniform),
+        efficiency=merit.efficiency(),
+        efficiency_at_batch=merit.efficiency(batch),
+        efficiency_without_scoring=freely.efficiency(),
+        cosine=merit.cosine(),
+        batch_gain=merit.batch_gain(),
+        batch_gain_at_batch=merit.batch_gain(batch),
+    )
+
+
+def _logarithm(seconds: np.ndarray, uniform: np.ndarray) -> tuple[float, float]:
+    """Ratio of two costs, timed in turns, and the standard error of its logarithm."""
+    logs = np.log(seconds / uniform)
+    return float(np.exp(logs.mean())), float(logs.std(ddof=1) / np.sqrt(len(logs)))
+
+
+def _cost(seconds: np.ndarray, uniform: np.ndarray) -> Estimate:
+    """Ratio of two costs with Student's interval of its logarithm."""
+    ratio, error = _logarithm(seconds, uniform)
+    reach = np.exp(stats.t.ppf((1 + LEVEL) / 2, len(seconds) - 1) * error)
+    return Estimate(ratio, ratio / float(reach), ratio * float(reach))

@@ -1,0 +1,166 @@
+"""What a MAPNet can be fitted to: losses of log scores ``log s_i``, given gradient norms ``t_i`` of some positions.
+
+All take ``[rows, positions]`` log scores, norms ``t >= 0`` (noisy: of one random context each), ``observed`` (where a
+norm was measured) and ``maskable`` positions, and return a scalar. Positions observed are assumed to be a uniformly
+random choice among the maskable ones; those that are not maskable are left out. Rows that say nothing, without an
+observed position or with norms of zero alone, are left out too; if no row is left, that is a :class:`GradvarError`.
+
+They differ in what noise does to them. The best inclusion probabilities are proportional to the root mean square of
+``t_i`` over contexts; :func:`log_regression` tends to its geometric mean, :func:`kl` to about its arithmetic mean, and
+only :func:`variance` to the root mean square itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import log, log1p
+
+import torch
+from torch import Tensor
+
+from gradvar.errors import GradvarError
+
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""``(log_scores, targets, observed, maskable) -> scalar``."""
+
+
+def log_regression(
+    log_scores: Tensor, targets: Tensor, observed: Tensor, maskable: Tensor, *, centred: bool = False
+) -> Tensor:
+    """Squared error of logarithms, ``mean_rows mean_{i observed} (log s_i - log t_i)^2``.
+
+    Minimised by ``log s_i = E[log t_i]``: a mean square is least at the mean, for each position by itself. So ``s_i``
+    is the *geometric* mean of noisy norms, below their root mean square, the more so the noisier they are.
+
+    Not blind to the scale of ``t``, which a bounded network must reach: divide the norms by their overall median, say.
+    With ``centred`` it is: the row's mean of ``log s - log t`` over the observed positions is taken off before
+    squaring, which leaves the minimiser free by a factor a row; a single observed position then teaches nothing.
+    A norm of zero has no logarithm and is left out.
+
+    Args:
+        log_scores: ``[rows, positions]``.
+        targets: ``[rows, positions]`` norms; anything where not observed.
+        observed: ``[rows, positions]`` bool.
+        maskable: ``[rows, positions]`` bool.
+        centred: Do not ask for the scale.
+
+    Returns:
+        The loss.
+    """
+    log_scores, log_norms, seen, _ = _telling(log_scores, targets, observed, maskable)
+    seen = seen & log_norms.isfinite()
+    count = seen.sum(dim=1)
+    difference = torch.where(seen, log_scores - log_norms, 0.0)
+    if centred:
+        difference = torch.where(seen, difference - (difference.sum(dim=1) / count).unsqueeze(1), 0.0)
+    return (difference.square().sum(dim=1) / count).mean()
+
+
+def kl(log_scores: Tensor, targets: Tensor, observed: Tensor, maskable: Tensor) -> Tensor:
+    """Divergence of shares, ``mean_rows sum_i p_i log(p_i/q_i)``, over each row's observed positions.
+
+    ``p_i = t_i / sum t`` and ``q_i = s_i / sum s``, both sums over the observed positions.
+
+    Minimised by ``s_i`` proportional to ``t_i``: it is zero there, and positive elsewhere by Gibbs' inequality. Of
+    noisy norms, all observed, by ``E[p_i]``: in ``E[-sum p_i log q_i]`` only this counts; the arithmetic mean of
+    ``t_i`` where the sum hardly varies.
+
+    Blind to the scale of ``t``, and of ``s``, in every row. A norm of zero has the share zero; a single observed
+    position teaches nothing, as its shares are one.
+
+    Args:
+        log_scores: ``[rows, positions]``.
+        targets: ``[rows, positions]`` norms; anything where not observed.
+        observed: ``[rows, positions]`` bool.
+        maskable: ``[rows, positions]`` bool.
+
+    Returns:
+        The loss.
+    """
+    log_scores, log_norms, seen, _ = _telling(log_scores, targets, observed, maskable)
+    p = log_norms.softmax(dim=1)  # minus infinity where not observed
+    log_q = log_scores.masked_fill(~seen, -torch.inf).log_softmax(dim=1).masked_fill(~seen, 0.0)
+    return (torch.xlogy(p, p) - p * log_q).sum(dim=1).mean()
+
+
+def variance(
+    log_scores: Tensor,
+    targets: Tensor,
+    observed: Tensor,
+    maskable: Tensor,
+    *,
+    epsilon: float = 0.0,
+    cap: float | None = None,
+    per_row: bool = False,
+) -> Tensor:
+    """Second moment of the importance-weighted gradient itself: ``log mean_rows M``.
+
+    ``M = mean_{i maskable} s_i * mean_{i observed} t_i^2/s_i``. Unbiased, over the choice of the observed positions and
+    over contexts, for ``mean_i s_i * mean_i E[t_i^2]/s_i``, which is k times what single positions contribute to the
+    second moment of the Horvitz-Thompson estimator with ``pi_i`` proportional to ``s_i`` (no interaction between
+    targets, no ``pi_i`` cut at one; the cross terms ``g_i g_j`` are left out).
+
+    Minimised by ``s_i`` proportional to ``sqrt(E[t_i^2])``: by Cauchy and Schwarz the product is ``(mean_i
+    sqrt(E[t_i^2]))^2`` at least, with equality there alone.
+
+    The logarithm makes steps of the optimiser blind to the overall scale of ``t``, and every ``M`` is blind to that of
+    ``s``. It stands *outside* the mean over rows, as rows of larger gradients also weigh more in what a batch saves.
+    The logarithm of each row (``per_row``) would be blind to every row's scale, but a mean of logarithms of noisy
+    products has another minimiser, pulled towards uniform scores: with one observed position a row it is uniform.
+    A norm of zero, and a row of them, contributes zero to the mean.
+
+    Args:
+        log_scores: ``[rows, positions]``.
+        targets: ``[rows, positions]`` norms; anything where not observed.
+        observed: ``[rows, positions]`` bool.
+        maskable: ``[rows, positions]`` bool.
+        epsilon: Share of uniform inclusion, as in :class:`gradvar.masking.pps.PPS`, in [0, 1): ``s`` becomes ``(1 -
+            epsilon) s/mean(s) + epsilon``, and it is these that become proportional, down to epsilon.
+        cap: Importance weights ``mean(s)/s_i`` are at most this, 1 at least: as if lower scores were mixed with enough
+            of uniform to have it, at no cost to the others. It tames the gradients of an early fit, and understates the
+            second moment where it acts.
+        per_row: Take the mean of the rows' logarithms.
+
+    Returns:
+        The loss.
+
+    Raises:
+        GradvarError: If ``epsilon`` or ``cap`` is out of range.
+    """
+    if not 0 <= epsilon < 1:
+        raise GradvarError(f"the variance loss cannot mix with epsilon {epsilon:g}; give a number from 0 to below 1")
+    if cap is not None and not cap >= 1:
+        raise GradvarError(f"the variance loss cannot cap weights at {cap:g}; give a number from 1 up")
+    log_scores, log_norms, seen, own = _telling(log_scores, targets, observed, maskable, zeros=not per_row)
+    level = log_scores.masked_fill(~own, -torch.inf).logsumexp(dim=1) - own.sum(dim=1).to(log_scores.dtype).log()
+    log_share = log_scores - level.unsqueeze(1)  # of mean one
+    if epsilon:
+        log_share = torch.logaddexp(log_share + log1p(-epsilon), torch.full_like(log_share, log(epsilon)))
+    log_weight = -log_share if cap is None else (-log_share).clamp(max=log(cap))
+    terms = 2 * log_norms + log_weight - seen.sum(dim=1, keepdim=True).to(log_scores.dtype).log()
+    # At once over rows and positions: of a row of zeros alone the gradient of logsumexp is not a number.
+    return terms.logsumexp(dim=1).mean() if per_row else terms.flatten().logsumexp(dim=0) - log(len(terms))
+
+
+LOSSES: dict[str, Loss] = {"log-regression": log_regression, "kl": kl, "variance": variance}
+"""The losses by name."""
+
+
+def _telling(
+    log_scores: Tensor, targets: Tensor, observed: Tensor, maskable: Tensor, zeros: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Take the rows that say something.
+
+    Returns:
+        ``(log_scores, log t, observed, maskable)`` of these rows; ``log t`` is minus infinity where not observed or
+        zero. With ``zeros`` rows of norms of zero alone are among them, if not all are.
+    """
+    seen = observed & maskable
+    norms = targets.double().masked_fill(~seen, 0.0)  # the logarithm of a small norm fits float32, the norm may not
+    positive = (norms != 0).any(dim=1)
+    if not bool(positive.any()):
+        cause = "is zero" if bool(seen.any()) else "was observed"
+        none = "every norm" if bool(seen.any()) else "no norm"
+        raise GradvarError(f"nothing to fit a MAPNet to: {none} in the batch {cause}; give rows with observed norms")
+    kept = seen.any(dim=1) if zeros else positive
+    return log_scores[kept], norms[kept].log().to(log_scores.dtype), seen[kept], maskable[kept]

@@ -1,0 +1,117 @@
+"""The summary of a comparison for people: the ceilings, two tables, and what they say."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from gradvar.decomposition.estimate import Estimate
+from gradvar.report.text import WIDTH, percent, plain_table
+
+if TYPE_CHECKING:
+    from gradvar.report.comparison import Comparison, Row
+
+CEILINGS = {
+    "importance": "importance sampling of whole masks",
+    "position": "weighting single positions",
+    "stratification": "disjoint masks",
+}
+
+
+def comparison_summary(result: Comparison) -> str:
+    """Render the result as plain text of at most 80 columns."""
+    buffer = io.StringIO()
+    Console(file=buffer, width=WIDTH, color_system=None, highlight=False).print(render_comparison(result))
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+
+
+def render_comparison(result: Comparison) -> RenderableType:
+    """Build what a terminal shows."""
+    study = result.study
+    title = (
+        f"{len(result.proposals)} ways to choose masks, from {study['sentences']} sentences × {study['masks']} masks"
+    )
+    source = result.provenance.get("checkpoint")
+    parts: list[RenderableType] = [Text(title, style="bold")]
+    parts += [Text(str(source), style="dim")] if source else []
+    parts += [Text(""), *(Text(line) for line in ceiling_lines(result)), Text("")]
+    parts += [Text("Beside uniform masks, as parts of their mask variance")]
+    parts += [_error_table(result), Text("")]
+    parts += [Text(f"At equal cost; over 1 is better than uniform (B = {study['batch']})")]
+    parts += [_gain_table(result), Text("")]
+    parts += [Text(line) for line in verdicts(result)]
+    parts += [Text(f"note: {line}", style="yellow") for line in (*result.notices, *_reasons(result))]
+    return Group(*parts)
+
+
+def ceiling_lines(result: Comparison) -> list[str]:
+    """Say how much of the mask variance each remedy can remove at best."""
+    lines = [f"Variance of one cell: data {result.variance['data']}, mask {result.variance['mask']}."]
+    lines += ["Of the mask variance, at most"]
+    lines += [f"  {percent(result.headroom[name]):24} by {what}" for name, what in CEILINGS.items()]
+    return lines
+
+
+def verdicts(result: Comparison) -> list[str]:
+    """Say in words what pays."""
+    lines = []
+    better = [row for row in result.proposals if _above_one(row.batch_gain_at_batch)]
+    if better:
+        best = max(better, key=lambda row: row.batch_gain_at_batch.estimate or 0.0)
+        lines.append(f"Best at equal cost: {best.proposal}, worth {best.batch_gain_at_batch} times the batch.")
+    else:
+        lines.append("No proposal is clearly better than uniform masks at equal cost.")
+    free = [row for row in result.proposals if _above_one(row.efficiency_without_scoring) and row not in better]
+    if free:
+        names = ", ".join(row.proposal for row in free)
+        lines.append(f"Better if only scores were free: {names}.")
+    balance = result.disjoint.balance
+    if balance.low is not None and balance.high is not None:
+        pays = "pay" if balance.high < 0 else "do not pay" if balance.low > 0 else "may or may not pay"
+        best_masks = result.disjoint.masks
+        lines.append(f"Disjoint masks {pays} here: V_data + Cov is {balance}; K* = {best_masks}.")
+    return lines
+
+
+def _above_one(estimate: Estimate) -> bool:
+    return estimate.low is not None and estimate.low > 1
+
+
+def _error_table(result: Comparison) -> RenderableType:
+    table = plain_table("proposal", "variance [95 %]", "bias²", "largest weight")
+    for row in result.proposals:
+        bias = "0 by design" if row.declared_unbiased else str(row.bias2_ratio)
+        table.add_row(row.proposal, str(row.variance_ratio), bias, f"{row.max_weight.estimate:.3g}")
+    return table
+
+
+def _gain_table(result: Comparison) -> RenderableType:
+    table = plain_table("proposal", "cost", "efficiency", "batch gain at B")
+    for row in result.proposals:
+        table.add_row(row.proposal, _short(row.cost_ratio), str(row.efficiency), str(row.batch_gain_at_batch))
+    return table
+
+
+def _short(estimate: Estimate) -> str:
+    return "-" if estimate.estimate is None else f"{estimate.estimate:.3g}"
+
+
+def _reasons(result: Comparison) -> list[str]:
+    """Explain every value of the tables that is not resolved, each reason once."""
+    named: dict[str, list[str]] = {}
+    for name, estimate in result.headroom.items():
+        if estimate.reason:
+            named.setdefault(estimate.reason, []).append(f"ceiling of {CEILINGS[name]}")
+    for row in result.proposals:
+        for reason in dict.fromkeys(e.reason for e in _shown(row) if e.reason):
+            named.setdefault(reason, []).append(row.proposal)
+    if result.disjoint.balance.reason:
+        named.setdefault(result.disjoint.balance.reason, []).append("disjoint masks")
+    return [f"{', '.join(names)}: {reason}" for reason, names in named.items()]
+
+
+def _shown(row: Row) -> tuple[Estimate, ...]:
+    return row.variance_ratio, row.bias2_ratio, row.efficiency, row.batch_gain_at_batch
