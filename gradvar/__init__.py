@@ -9,15 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gradvar.comparing import compare
     from gradvar.decomposition.estimate import Estimate
     from gradvar.demo import DEMO_CHECKPOINT, DEMO_TEXT
     from gradvar.dropout import keyed_dropout
     from gradvar.errors import GradvarError
     from gradvar.huggingface.corpus import Corpus, load_corpus
     from gradvar.huggingface.masked_lm import MaskedLM
+    from gradvar.mapnet.network import MapNet
     from gradvar.masking.cells import Cells
     from gradvar.masking.corruption import Replacement
+    from gradvar.masking.proposal import Proposal, parse_proposal
     from gradvar.objective import Objective
+    from gradvar.report.comparison import Comparison
     from gradvar.report.result import Decomposition, Layer
     from gradvar.report.writer import write_report
     from gradvar.study import decompose
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 # Public names are imported when first used, so that `gradvar --help` need not import torch.
 _HOMES = {
     "Cells": "gradvar.masking.cells",
+    "Comparison": "gradvar.report.comparison",
     "Corpus": "gradvar.huggingface.corpus",
     "DEMO_CHECKPOINT": "gradvar.demo",
     "DEMO_TEXT": "gradvar.demo",
@@ -34,13 +39,17 @@ _HOMES = {
     "Estimate": "gradvar.decomposition.estimate",
     "GradvarError": "gradvar.errors",
     "Layer": "gradvar.report.result",
+    "MapNet": "gradvar.mapnet.network",
     "MaskedLM": "gradvar.huggingface.masked_lm",
     "Objective": "gradvar.objective",
+    "Proposal": "gradvar.masking.proposal",
     "Replacement": "gradvar.masking.corruption",
     "check_engine": "gradvar.verify",
+    "compare": "gradvar.comparing",
     "decompose": "gradvar.study",
     "keyed_dropout": "gradvar.dropout",
     "load_corpus": "gradvar.huggingface.corpus",
+    "parse_proposal": "gradvar.masking.proposal",
     "write_report": "gradvar.report.writer",
 }
 
@@ -48,19 +57,24 @@ __all__ = [
     "DEMO_CHECKPOINT",
     "DEMO_TEXT",
     "Cells",
+    "Comparison",
     "Corpus",
     "Decomposition",
     "EngineCheck",
     "Estimate",
     "GradvarError",
     "Layer",
+    "MapNet",
     "MaskedLM",
     "Objective",
+    "Proposal",
     "Replacement",
     "check_engine",
+    "compare",
     "decompose",
     "keyed_dropout",
     "load_corpus",
+    "parse_proposal",
     "write_report",
 ]
 

@@ -1,23 +1,24 @@
 """The command line: parse, call, render. Nothing heavy is imported before it is needed."""
 
 import json
-import os
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gradvar import options
+from gradvar.console import Progress, speaks, status
 from gradvar.errors import GradvarError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from gradvar.huggingface.masked_lm import MaskedLM
     from gradvar.masking.corruption import Replacement
 
 # Typer may bring a click of its own; this is the usage error of whichever it uses.
 _UsageError: Any = typer.BadParameter.__base__
+
+_UNIFORM = "uniform/simple"
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -42,14 +43,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, status: int) -> int:
-    if _speaks():
+    if speaks():
         typer.echo(f"gradvar: {' '.join(message.split())}", err=True)
     return status
-
-
-def _speaks() -> bool:
-    """Whether this process talks to the user: of those that `torchrun` starts, only the first does."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _version(value: bool) -> None:
@@ -71,72 +67,68 @@ def root(
 
 @app.command()
 def decompose(
-    checkpoint: Annotated[
-        str | None, typer.Option(help="Folder (or hub name) of a masked LM. [default: embedded]")
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help=".txt, .jsonl or .parquet (plain, .xz, .gz), or a hub data set. [default: embedded]"),
-    ] = None,
-    sentences: Annotated[int, typer.Option(help="Sentences sampled from the data.")] = 64,
+    checkpoint: options.Checkpoint = None,
+    data: options.Data = None,
+    sentences: options.Sentences = 64,
     masks: Annotated[int, typer.Option(help="Masks of each sentence, at least 2.")] = 8,
     dropout: Annotated[
         int | None, typer.Option(help="Dropouts of each mask, at least 2: a third level. [default: dropout is off]")
     ] = None,
+    proposal: Annotated[str, typer.Option(help="How masks are chosen: score/design, see gradvar compare.")] = _UNIFORM,
+    headroom: Annotated[
+        bool, typer.Option("--headroom", help="Measure what position weights and disjoint masks could remove, too.")
+    ] = False,
     precision: Annotated[
         float | None, typer.Option(help="Add sentences until half-widths are this part of a cell's variance.")
     ] = None,
     max_sentences: Annotated[int | None, typer.Option(help="Most sentences with --precision. [default: all]")] = None,
-    mask_rate: Annotated[float, typer.Option(help="Share of the positions that are targets.")] = 0.15,
-    max_length: Annotated[int, typer.Option(help="Tokens of a sentence, special tokens included.")] = 128,
-    replacement: Annotated[str, typer.Option(help="Percent mask, random and kept tokens at targets.")] = "80,10,10",
-    weighting: Annotated[str, typer.Option(help="sentence or token: what counts the same.")] = "sentence",
-    engine: Annotated[str, typer.Option(help="auto, onepass, or reference (slow, any model).")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
-    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    memory: Annotated[
-        str | None, typer.Option(help="Most memory to hold, like 4GiB. [default: most of the free]")
-    ] = None,
-    parameters: Annotated[
-        str | None, typer.Option(metavar="REGEX", help="Study only parameters with such names.")
-    ] = None,
+    mask_rate: options.MaskRate = 0.15,
+    max_length: options.MaxLength = 128,
+    replacement: options.Replaced = "80,10,10",
+    weighting: options.Weighting = "sentence",
+    contexts: options.Contexts = 2,
+    mapnet_dir: options.MapnetDir = None,
+    engine: options.Engine = "auto",
+    dtype: options.Dtype = "float32",
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    memory: options.Memory = None,
+    parameters: options.Parameters = None,
     cost_sentence: Annotated[
         float | None, typer.Option(help="Cost of a new sentence, with --cost-mask. [default: timed]")
     ] = None,
     cost_mask: Annotated[float | None, typer.Option(help="Cost of another mask, same unit. [default: timed]")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the report.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a report in that folder.")] = False,
+    out: options.Out = None,
+    overwrite: options.Overwrite = False,
     save_cells: Annotated[bool, typer.Option("--save-cells", help="Write every cell to cells.parquet.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON, and nothing else, on stdout.")] = False,
-    no_pack: Annotated[bool, typer.Option("--no-pack", help="A line a sentence, instead of packed documents.")] = False,
-    allow_random_head: Annotated[
-        bool, typer.Option("--allow-random-head", help="Accept weights without MLM head.")
-    ] = False,
+    as_json: options.AsJson = False,
+    no_pack: options.NoPack = False,
+    allow_random_head: options.AllowRandomHead = False,
 ) -> None:
     """Split the gradient variance of a masked LM into data, mask and (--dropout) dropout, layer by layer."""
+    if dropout is not None and dropout < 2:
+        raise GradvarError(f"--dropout {dropout}: the dropout variance is not identifiable with fewer than 2 a mask")
+    if masks < 2:
+        raise GradvarError(f"--masks {masks}: the mask variance is not identifiable with fewer than 2 masks a sentence")
+    _check_numbers(sentences, mask_rate, max_length, seed, contexts)
     corruption = _replacement(replacement)
-    _check_numbers(sentences, masks, dropout, mask_rate, max_length, seed)
     if save_cells and out is None:
         raise GradvarError("--save-cells needs --out, the folder to write to")
-    if out is not None:
-        from gradvar.report.writer import check_writable
-
-        check_writable(out, overwrite)
-    from rich.console import Console
+    _check_out(out, overwrite)
 
     import gradvar.study
     from gradvar import ranks
-    from gradvar.persample.memory import parse_memory
 
-    budget = None if memory is None else parse_memory(memory)
+    budget = _budget(memory)
     gradvar.study.check_request(engine, parameters, cost_sentence, cost_mask, precision, max_sentences, sentences)
-    console = Console(stderr=True, quiet=not _speaks())
+    console = _console()
     with ranks.started():
-        with _status(console, "loading the checkpoint and the data"):
-            objective = gradvar.MaskedLM.from_checkpoint(
-                gradvar.DEMO_CHECKPOINT if checkpoint is None else checkpoint,
-                gradvar.DEMO_TEXT if data is None else data,
+        with status(console, "loading the checkpoint and the data"):
+            objective = _objective(
+                checkpoint,
+                data,
+                mapnet_dir,
+                proposal,
                 max_length=max_length,
                 pack=not no_pack,
                 dtype=dtype,
@@ -146,12 +138,15 @@ def decompose(
                 replacement=corruption,
                 weighting=weighting,
                 dropout=dropout is not None,
+                contexts=contexts,
+                engine=engine,
             )
-        with _Progress(console) as progress:
+        with Progress(console) as progress:
             result = gradvar.decompose(
                 objective,
                 sentences=sentences,
                 masks=masks if dropout is None else (masks, dropout),
+                headroom=headroom,
                 precision=precision,
                 max_sentences=max_sentences,
                 seed=seed,
@@ -162,18 +157,115 @@ def decompose(
                 cost_mask=cost_mask,
                 progress=progress,
             )
-    if not _speaks():
+    if not speaks():
         return
-    folder = None
-    if out is not None:
+    cells = None
+    if save_cells:
         from gradvar.study import cell_table
 
-        cells = cell_table(objective, result) if save_cells else None
-        folder = gradvar.write_report(result, out, overwrite=overwrite, cells=cells)
+        cells = cell_table(objective, result)
+    from gradvar.report.text import render
+
+    _hand_over(result, render, out, overwrite, as_json, cells)
+
+
+@app.command()
+def compare(
+    checkpoint: options.Checkpoint = None,
+    data: options.Data = None,
+    proposals: Annotated[
+        str | None, typer.Option(help="Proposals, with commas between. [default: a field of all kinds]")
+    ] = None,
+    sentences: options.Sentences = 32,
+    masks: Annotated[int, typer.Option(help="Masks of each sentence, at least 4.")] = 8,
+    batch: Annotated[int, typer.Option(help="Sentences of the batch in which bias is weighed against variance.")] = 256,
+    mask_rate: options.MaskRate = 0.15,
+    max_length: options.MaxLength = 128,
+    replacement: options.Replaced = "80,10,10",
+    weighting: options.Weighting = "sentence",
+    contexts: options.Contexts = 2,
+    mapnet_dir: options.MapnetDir = None,
+    engine: options.Engine = "auto",
+    dtype: options.Dtype = "float32",
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    memory: options.Memory = None,
+    parameters: options.Parameters = None,
+    out: options.Out = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.AsJson = False,
+    no_pack: options.NoPack = False,
+    allow_random_head: options.AllowRandomHead = False,
+) -> None:
+    """Compare ways to choose masks: variance, bias and cost side by side, and what the best could reach.
+
+    A proposal is score[^exponent]/design[:argument][~epsilon][@mask-rate], like logit^0.5/pps~0.1. Scores: uniform,
+    oracle, logit, last-layer, loss, frequency, mapnet, mapnet-permuted, file=PATH. Designs: simple, midzuno,
+    conditional-poisson[:alpha], pool:R, pps[:systematic], disjoint:K, and without weights hard, span[:length],
+    whole-word.
+    """
+    _check_numbers(sentences, mask_rate, max_length, seed, contexts)
+    corruption = _replacement(replacement)
+    _check_out(out, overwrite)
+
+    import gradvar
+
+    budget = _budget(memory)
+    wanted = None if proposals is None else [text.strip() for text in proposals.split(",") if text.strip()]
+    console = _console()
+    with status(console, "loading the checkpoint and the data"):
+        objective = _objective(
+            checkpoint,
+            data,
+            mapnet_dir,
+            _UNIFORM,
+            max_length=max_length,
+            pack=not no_pack,
+            dtype=dtype,
+            device=device,
+            allow_random_head=allow_random_head,
+            mask_rate=mask_rate,
+            replacement=corruption,
+            weighting=weighting,
+            contexts=contexts,
+            engine=engine,
+        )
+    with Progress(console) as progress:
+        result = gradvar.compare(
+            objective,
+            wanted,
+            sentences=sentences,
+            masks=masks,
+            batch=batch,
+            seed=seed,
+            engine=engine,
+            parameters=parameters,
+            memory=budget,
+            progress=progress,
+        )
+    from gradvar.report.comparison_text import render_comparison
+
+    _hand_over(result, render_comparison, out, overwrite, as_json)
+
+
+def _hand_over(
+    result: Any,
+    render: Any,
+    out: Path | None,
+    overwrite: bool,
+    as_json: bool,
+    cells: Any = None,
+) -> None:
+    """Write the report, and print the result: as JSON alone, or for people."""
+    folder = None
+    if out is not None:
+        from gradvar.report.writer import write_report
+
+        folder = write_report(result, out, overwrite=overwrite, cells=cells)
     if as_json:
         typer.echo(json.dumps(result.to_json(), indent=2, allow_nan=False, ensure_ascii=False))
         return
-    from gradvar.report.text import render
+    from rich.console import Console
 
     Console(highlight=False).print(render(result))
     if folder is not None:
@@ -181,22 +273,52 @@ def decompose(
         typer.echo(f"\nwrote {out}: {names}")
 
 
-def _check_numbers(
-    sentences: int, masks: int, dropout: int | None, mask_rate: float, max_length: int, seed: int
-) -> None:
+def _objective(
+    checkpoint: str | None, data: str | None, mapnet_dir: str | None, proposal: str, **settings: Any
+) -> "MaskedLM":
+    """Load a checkpoint and a text, or the embedded ones."""
+    import gradvar
+
+    return gradvar.MaskedLM.from_checkpoint(
+        gradvar.DEMO_CHECKPOINT if checkpoint is None else checkpoint,
+        gradvar.DEMO_TEXT if data is None else data,
+        proposal=proposal,
+        mapnet=mapnet_dir,
+        **settings,
+    )
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True, quiet=not speaks())
+
+
+def _budget(memory: str | None) -> int | None:
+    from gradvar.persample.memory import parse_memory
+
+    return None if memory is None else parse_memory(memory)
+
+
+def _check_out(out: Path | None, overwrite: bool) -> None:
+    if out is not None:
+        from gradvar.report.writer import check_writable
+
+        check_writable(out, overwrite)
+
+
+def _check_numbers(sentences: int, mask_rate: float, max_length: int, seed: int, contexts: int) -> None:
     """Refuse impossible numbers before anything is loaded."""
     if sentences < 2:
         raise GradvarError(f"--sentences {sentences}: the data variance needs at least 2 sentences")
-    if masks < 2:
-        raise GradvarError(f"--masks {masks}: the mask variance is not identifiable with fewer than 2 masks a sentence")
-    if dropout is not None and dropout < 2:
-        raise GradvarError(f"--dropout {dropout}: the dropout variance is not identifiable with fewer than 2 a mask")
     if not 0 < mask_rate < 1:
         raise GradvarError(f"--mask-rate {mask_rate} is not between 0 and 1")
     if max_length < 1:
         raise GradvarError(f"--max-length {max_length} is not a positive number of tokens")
     if seed < 0:
         raise GradvarError(f"--seed {seed} is negative; give 0 or more")
+    if contexts < 1:
+        raise GradvarError(f"--contexts {contexts}: a score is measured in 1 context at least")
 
 
 def _replacement(text: str) -> "Replacement":
@@ -208,56 +330,3 @@ def _replacement(text: str) -> "Replacement":
     from gradvar.masking.corruption import Replacement
 
     return Replacement(mask, random, keep)
-
-
-def _status(console: Any, text: str) -> Any:
-    """Show a spinner on a terminal, a line elsewhere."""
-    if console.is_terminal:
-        return console.status(text)
-    from contextlib import nullcontext
-
-    console.print(text)
-    return nullcontext()
-
-
-class _Progress:
-    """Cells done, cells a second and time left: a bar on a terminal, a line every ten seconds elsewhere."""
-
-    def __init__(self, console: Any) -> None:
-        self._console = console
-        self._bar: Any = None
-        self._task: Any = None
-        self._start = self._said = time.monotonic()
-
-    def __enter__(self) -> "Callable[[int, int], None]":
-        self._start = self._said = time.monotonic()
-        if self._console.is_terminal:
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._bar = Progress(
-                TextColumn("cells"),
-                BarColumn(),
-                TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[speed]} cells/s"),
-                TimeRemainingColumn(),
-                TextColumn("left"),
-                console=self._console,
-                transient=True,
-            )
-            self._bar.start()
-        return self._update
-
-    def _update(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        speed = done / max(now - self._start, 1e-9)
-        if self._bar is not None:
-            if self._task is None:
-                self._task = self._bar.add_task("cells", total=total, speed="")
-            self._bar.update(self._task, completed=done, speed=f"{speed:.0f}")
-        elif now - self._said >= 10 or done == total:
-            self._said = now
-            left = (total - done) / speed
-            self._console.print(f"{done}/{total} cells, {speed:.0f} cells/s, {left:.0f} s left", highlight=False)
-
-    def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()

@@ -5,20 +5,23 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gradvar import ranks
+from gradvar.decomposition import ceilings
 from gradvar.decomposition.allocation import advise
 from gradvar.decomposition.components import Components
+from gradvar.decomposition.estimate import Estimate, unresolved
 from gradvar.decomposition.moments import total
 from gradvar.errors import GradvarError
 from gradvar.measure import Goal, Measurement, measure
 from gradvar.objective import Objective, is_masked_lm, unit_of
 from gradvar.persample.parameters import compile_pattern
 from gradvar.provenance import command, versions
-from gradvar.report.result import Decomposition, Layer
+from gradvar.report.result import Decomposition, DisjointDraw, Layer
 from gradvar.runner import check_engine_name
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ def decompose(
     *,
     sentences: int = 64,
     masks: int | Sequence[int] = 8,
+    headroom: bool = False,
     precision: float | None = None,
     max_sentences: int | None = None,
     seed: int = 0,
@@ -49,7 +53,9 @@ def decompose(
         objective: A masked LM (:class:`gradvar.MaskedLM`) or any :class:`~gradvar.Objective`.
         sentences: Draws of the outermost level (data).
         masks: Draws at each inner level, such as ``(8, 2)`` for 8 masks with 2 draws of dropout each; one number
-            if there is one inner level.
+            if there is one inner level. Under ``disjoint:K`` a draw is a group of K masks: give a multiple of K.
+        headroom: Measure what position weights and disjoint masks could remove of a masked LM's mask variance, too. It
+            takes the gradients of all positions, some thirty times the study.
         precision: Add groups of sentences until the half-width of every component's interval is at most this part
             of the variance of one cell, and that of every share at most this; ``sentences`` is then the first look.
         max_sentences: Most sentences of a study with ``precision``; None takes all there are.
@@ -68,13 +74,27 @@ def decompose(
     Raises:
         GradvarError: If something that was asked for cannot be done; the message says what to change.
     """  # noqa: DOC502
-    counts = (sentences, *((masks,) if isinstance(masks, int) else masks))
+    inner = (masks,) if isinstance(masks, int) else tuple(masks)
+    together = _masks_of_a_draw(objective)
+    if together > 1:
+        inner = _grouped(objective, inner, together)
+    elif headroom:
+        _check_headroom(objective)
+    counts = (sentences, *inner)
     _check_counts(objective, counts)
     check_request(engine, parameters, cost_sentence, cost_mask, precision, max_sentences, sentences)
     goal = None if precision is None else Goal(precision, max_sentences or max(len(objective), sentences))
     start = time.perf_counter()
-    measured = measure(objective, counts, seed, engine, parameters, memory, progress, goal)
-    levels = tuple(objective.levels)
+    pairs = headroom or together > 1
+    measured = measure(objective, counts, seed, engine, parameters, memory, progress, goal, pairs)
+    norms = total(list(measured.moments.values())).cell_norm2
+    draw, levels = None, tuple(objective.levels)
+    if together > 1:
+        cells = Components(total(list(measured.moments.values())), levels)
+        of_one, covariance = (cells.linear(np.array(c, dtype=float)) for c in ((0, 1, 1), (0, 1, 0)))
+        draw = DisjointDraw(together, of_one.clip(0, np.inf), covariance)
+        measured = replace(measured, moments={name: m.grouped() for name, m in measured.moments.items()})
+        levels = (levels[0], levels[2])
     whole = Components(total(list(measured.moments.values())), levels, measured.zero == measured.moments.keys())
     one = np.ones(len(levels))
     noise = {level: whole.noise_scale(np.eye(len(levels))[i]) for i, level in enumerate(levels)}
@@ -87,15 +107,16 @@ def decompose(
         shares={level: whole.share(i) for i, level in enumerate(levels)},
         gradient_norm2=whole.gradient_norm2(),
         noise_scale=noise | {"total": whole.noise_scale(one)},
-        headroom={"importance": whole.importance_headroom()},
+        headroom=_headroom(objective, measured, whole, seed, headroom, draw is None),
         layers=_layers(objective, measured, levels),
         advice=advise(
             whole,
             data_cost if cost_sentence is None else cost_sentence,
-            measured.seconds_per_cell if cost_mask is None else cost_mask,
+            together * (measured.seconds_per_cell if cost_mask is None else cost_mask),
+            together,
         ),
         study={
-            **_study_counts(levels, (len(measured.data), *counts[1:])),
+            **_study_counts(tuple(objective.levels), (len(measured.data), *counts[1:])),
             **({"precision": precision, "max_sentences": goal.most, "ended": measured.ended} if goal else {}),
             **described.get("study", {}),
             "engine": measured.engine,
@@ -115,6 +136,8 @@ def decompose(
         statistics=whole,
         data=measured.data,
         losses=measured.losses,
+        cell_norm2=norms,
+        draw=draw,
     )
 
 
@@ -170,14 +193,56 @@ def cell_table(objective: MaskedLM, result: Decomposition) -> dict[str, list[Any
     Returns:
         Columns by name, a value a cell.
     """
-    table = objective.cell_table(result.data.tolist(), result.statistics.counts[1:], result.study["seed"])
-    norms = result.statistics.moments.cell_norm2
-    return table | {"loss": result.losses.ravel().tolist(), "grad_norm2": norms.ravel().tolist()}
+    counts = result.statistics.counts[1:] + (() if result.draw is None else (result.draw.masks,))
+    table = objective.cell_table(result.data.tolist(), counts, result.study["seed"])
+    return table | {"loss": result.losses.ravel().tolist(), "grad_norm2": result.cell_norm2.ravel().tolist()}
+
+
+def _masks_of_a_draw(objective: Objective) -> int:
+    """How many masks are drawn together: K for disjoint ones, else one."""
+    proposal = getattr(objective, "proposal", None)
+    return 1 if proposal is None else int(proposal.design.cells)
+
+
+def _grouped(objective: Objective, inner: tuple[int, ...], together: int) -> tuple[int, int]:
+    """Cut a sentence's masks into groups of disjoint ones."""
+    if len(inner) != 1:
+        raise GradvarError("disjoint masks are not studied together with dropout; leave --dropout out")
+    if inner[0] % together or inner[0] < 2 * together:
+        raise GradvarError(
+            f"--masks {inner[0]}: under disjoint:{together} a draw is {together} masks, and two draws a sentence are "
+            f"the least; give a multiple of {together} from {2 * together} up"
+        )
+    return inner[0] // together, together
+
+
+def _check_headroom(objective: Objective) -> None:
+    if str(getattr(objective, "proposal", "")) != "uniform/simple" or len(objective.levels) != 2:
+        raise GradvarError("--headroom is what uniform masks leave to others; leave --proposal and --dropout out")
+
+
+def _headroom(
+    objective: Objective, measured: Measurement, whole: Components, seed: int, asked: bool, independent: bool
+) -> dict[str, Estimate]:
+    """Estimate the ceilings: all three if asked, else what is free."""
+    if not independent:
+        reason = "it is a ceiling for uniform masks; leave --proposal out"
+        return dict.fromkeys(("importance", "position", "stratification"), unresolved(reason))
+    if not asked:
+        free = {"importance": whole.importance_headroom()}
+        return free | dict.fromkeys(("position", "stratification"), unresolved(ceilings.NOT_ASKED))
+    from gradvar.ceilings import gradient_norms, headroom, masks_of
+
+    lm: MaskedLM = objective  # type: ignore[assignment]  # as _check_headroom made sure
+    sentences = lm.sentences(measured.data.tolist(), seed)
+    masks = masks_of(lm, sentences, measured, whole.counts[1], seed)
+    norms = gradient_norms(lm, sentences)
+    return headroom(whole, sentences, masks, norms, lm.weights_of(measured.data.tolist()))
 
 
 def _check_counts(objective: Objective, counts: tuple[int, ...]) -> None:
     levels = tuple(objective.levels)
-    names = [f"--{_OPTIONS[level]}" for level in levels] if is_masked_lm(levels) else levels
+    names = [f"--{_OPTIONS[level]}" for level in levels] if is_masked_lm(levels) else list(levels)
     if len(counts) != len(objective.levels):
         raise GradvarError(
             f"{len(counts)} numbers of draws for the levels {', '.join(objective.levels)}; give one each"
@@ -189,6 +254,8 @@ def _check_counts(objective: Objective, counts: tuple[int, ...]) -> None:
 
 def _study_counts(levels: tuple[str, ...], counts: tuple[int, ...]) -> dict[str, Any]:
     """Say how many draws each level had: by the options' names, or ``masks`` for all inner levels of a user's own."""
+    if levels[1:] == ("group", "mask"):
+        return {"sentences": counts[0], "masks": counts[1] * counts[2]}
     if is_masked_lm(levels):
         return {_OPTIONS[level]: count for level, count in zip(levels, counts, strict=True)}
     return {"sentences": counts[0], "masks": counts[1] if len(counts) == 2 else list(counts[1:])}

@@ -54,7 +54,7 @@ def batch_variance(components: Components, batch: float, draws: tuple[int, ...])
     return components.linear(1 / (batch * np.cumprod((1, *draws))))
 
 
-def advise(components: Components, cost_sentence: float, cost_mask: float) -> Advice:
+def advise(components: Components, cost_sentence: float, cost_mask: float, together: int = 1) -> Advice:
     """Find the number of masks of each sentence that minimises the variance at equal cost.
 
     ``V_data/B + V_mask/(B K)`` at cost ``B (c_s + K c_m)`` is smallest at
@@ -63,11 +63,14 @@ def advise(components: Components, cost_sentence: float, cost_mask: float) -> Ad
     Args:
         components: Components with two levels.
         cost_sentence: ``c_s >= 0``.
-        cost_mask: ``c_m > 0``.
+        cost_mask: ``c_m > 0`` of a draw.
+        together: Masks of a draw; advice is given where it is one.
 
     Returns:
         The advice.
     """
+    if together > 1:
+        return Advice(None, unresolved("advice is given for independent masks"), cost_sentence, cost_mask)
     if len(components.counts) != 2:
         return Advice(None, unresolved("advice is given for two levels"), cost_sentence, cost_mask)
     data, mask = components.values

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+NOT_ASKED = "--headroom measures it"
+"""Why a ceiling is not known that takes more than the cells of a study."""
+
 
 def importance(cell_norm2: np.ndarray) -> np.ndarray:
     """What the best importance sampling of whole masks removes: ``Var(|g|)`` within a sentence.

@@ -5,7 +5,7 @@ Everything downstream is arithmetic on these small tables.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
@@ -55,6 +55,17 @@ class Moments:
             self.dimension + other.dimension,
             self.inner + other.inner,
         )
+
+    def grouped(self) -> Moments:
+        """Make one draw of each group of cells: from ``(N, G, K)`` draws to ``(N, G)`` means of K cells.
+
+        Returns:
+            The moments of the means; the inner products of the cells must be known.
+        """
+        data, groups, each = self.counts
+        inner = self.inner.reshape(data, groups, each, groups, each).mean(axis=(2, 4))
+        norms = np.diagonal(inner, axis1=1, axis2=2).copy()
+        return replace(self, counts=(data, groups), squares=self.squares[:, :1], cell_norm2=norms, inner=inner)
 
     @property
     def paired(self) -> bool:

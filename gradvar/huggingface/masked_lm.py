@@ -21,11 +21,14 @@ from gradvar.huggingface.corpus import Corpus, load_corpus
 from gradvar.huggingface.forward import heads_by_position, logits_at, prepared_masks
 from gradvar.huggingface.scoring import Scoring
 from gradvar.huggingface.words import continuing, word_numbers
+from gradvar.mapnet.network import MapNet
+from gradvar.mapnet.score import MapNetScore
 from gradvar.masking.cells import Cells
 from gradvar.masking.corruption import Replacement, corrupt
 from gradvar.masking.hashing import hash_key
 from gradvar.masking.masks import Masks, Sentences
 from gradvar.masking.proposal import Proposal, parse_proposal
+from gradvar.masking.scores import Permuted, Score
 from gradvar.masking.sets import check_fits
 from gradvar.masking.uniform import target_count
 from gradvar.objective import Batch
@@ -55,6 +58,7 @@ class MaskedLM:
         dropout: Make the model's dropout the innermost level.
         proposal: How masks are chosen: a :class:`~gradvar.Proposal`, or its text such as ``logit/pps~0.1``.
         contexts: How often every position is a target when scores are measured.
+        mapnet: A fitted network, or the folder of one, for the scores ``mapnet`` and ``mapnet-permuted``.
         engine: What measures the scores' gradients: ``onepass``, ``reference`` or ``auto``.
 
     Raises:
@@ -77,6 +81,7 @@ class MaskedLM:
         dropout: bool = False,
         proposal: Proposal | str = UNIFORM,
         contexts: int = 2,
+        mapnet: MapNet | str | Path | None = None,
         engine: str = "auto",
     ) -> None:
         if not 0 < mask_rate < 1:
@@ -112,7 +117,21 @@ class MaskedLM:
         self._dropout = dropout
         self._own_rate = mask_rate
         self.scoring = Scoring(self, contexts, engine)
-        self._propose(parse_proposal(proposal) if isinstance(proposal, str) else proposal)
+        self.known_scores: dict[str, Score] = {} if mapnet is None else self._fitted(mapnet)
+        self._propose(self.read(proposal))
+
+    def _fitted(self, mapnet: MapNet | str | Path) -> dict[str, Score]:
+        """Scores by a fitted network."""
+        network = mapnet if isinstance(mapnet, MapNet) else MapNet.from_pretrained(mapnet)
+        table: Any = self.model
+        embeddings = table.get_input_embeddings()
+        network.check_fits(embeddings.num_embeddings, embeddings.embedding_dim, self.corpus.max_length)
+        score = MapNetScore(network.to(self.device).eval())
+        return {"mapnet": score, "mapnet-permuted": Permuted(score)}
+
+    def read(self, proposal: Proposal | str) -> Proposal:
+        """Read a proposal, if it is not one yet, with the scores that this objective knows."""
+        return parse_proposal(proposal, self.known_scores) if isinstance(proposal, str) else proposal
 
     def _propose(self, proposal: Proposal) -> None:
         """Take a proposal, and what follows from it."""
@@ -139,7 +158,7 @@ class MaskedLM:
             The other objective.
         """
         other = copy(self)
-        other._propose(parse_proposal(proposal) if isinstance(proposal, str) else proposal)
+        other._propose(self.read(proposal))
         return other
 
     @classmethod
@@ -165,8 +184,8 @@ class MaskedLM:
             dtype: ``float32`` or ``float64``, whatever the checkpoint holds.
             device: ``cpu``, ``cuda`` or ``cuda:N``.
             allow_random_head: Accept a checkpoint without a masked-LM head.
-            **options: ``mask_rate``, ``replacement``, ``weighting``, ``dropout``, ``proposal``, ``contexts`` and
-                ``engine``.
+            **options: ``mask_rate``, ``replacement``, ``weighting``, ``dropout``, ``proposal``, ``contexts``,
+                ``mapnet`` and ``engine``.
 
         Returns:
             The objective.

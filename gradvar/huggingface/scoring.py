@@ -79,6 +79,11 @@ class Scoring:
 
         return norms
 
+    def token_embeddings(self, ids: Tensor) -> Tensor:
+        """Look tokens up in the model's own table; see :class:`~gradvar.masking.scores.Task`."""
+        table: Any = self.objective.model
+        return table.get_input_embeddings().weight.detach()[ids]
+
     def token_counts(self) -> Tensor:
         """Count the tokens of the corpus; see :class:`~gradvar.masking.scores.Task`."""
         return self.objective.token_counts()

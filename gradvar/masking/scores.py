@@ -48,6 +48,10 @@ class Task(Protocol):
         """Return a function that measures gradient norms of whole cells of some sentences."""
         ...
 
+    def token_embeddings(self, ids: Tensor) -> Tensor:
+        """Look tokens up in the model's own table: ``[rows, positions, width]``, without gradients."""
+        ...
+
     def token_counts(self) -> Tensor:
         """Count the tokens of the corpus: ``[vocabulary]`` float64."""
         ...

@@ -72,7 +72,7 @@ def verdicts(result: Comparison) -> list[str]:
     if balance.low is not None and balance.high is not None:
         pays = "pay" if balance.high < 0 else "do not pay" if balance.low > 0 else "may or may not pay"
         best_masks = result.disjoint.masks
-        lines.append(f"Disjoint masks {pays} here: V_data + Cov is {balance}; K* = {best_masks}.")
+        lines.append(f"Disjoint masks {pays}: V_data + Cov = {balance}, best K = {best_masks}.")
     return lines
 
 
@@ -81,18 +81,24 @@ def _above_one(estimate: Estimate) -> bool:
 
 
 def _error_table(result: Comparison) -> RenderableType:
-    table = plain_table("proposal", "variance [95 %]", "bias²", "largest weight")
+    table = plain_table("proposal", "variance [95 %]", "bias²", "max w")
     for row in result.proposals:
         bias = "0 by design" if row.declared_unbiased else str(row.bias2_ratio)
-        table.add_row(row.proposal, str(row.variance_ratio), bias, f"{row.max_weight.estimate:.3g}")
+        table.add_row(row.proposal, _value(row.variance_ratio), bias, _short(row.max_weight))
     return table
 
 
 def _gain_table(result: Comparison) -> RenderableType:
     table = plain_table("proposal", "cost", "efficiency", "batch gain at B")
     for row in result.proposals:
-        table.add_row(row.proposal, _short(row.cost_ratio), str(row.efficiency), str(row.batch_gain_at_batch))
+        table.add_row(row.proposal, _short(row.cost_ratio), _value(row.efficiency), _value(row.batch_gain_at_batch))
     return table
+
+
+def _value(estimate: Estimate) -> str:
+    """Leave out an interval of no width."""
+    exact = estimate.estimate is not None and estimate.low == estimate.estimate == estimate.high
+    return _short(estimate) if exact else str(estimate)
 
 
 def _short(estimate: Estimate) -> str:

@@ -55,6 +55,29 @@ class Layer:
         }
 
 
+@dataclass(frozen=True)
+class DisjointDraw:
+    """What one draw is under ``disjoint:K``, where the mask level's variance is that of the mean of K masks.
+
+    Attributes:
+        masks: K.
+        variance_of_one: ``V_mask`` of a single mask; the draw's is ``V_mask/K + (1 - 1/K) Cov``.
+        covariance: ``Cov`` of two masks of a draw.
+    """
+
+    masks: int
+    variance_of_one: Estimate
+    covariance: Estimate
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields for JSON."""
+        return {
+            "masks": self.masks,
+            "variance_of_one": self.variance_of_one.to_json(),
+            "covariance": self.covariance.to_json(),
+        }
+
+
 @dataclass(frozen=True, repr=False)
 class Decomposition:
     """Where the variance of a gradient comes from.
@@ -70,7 +93,8 @@ class Decomposition:
         gradient_norm2: ``|mu|^2``, squared norm of the expected gradient.
         noise_scale: Component over ``|mu|^2`` by level, and ``total``: the batch size (in draws of the
             outermost level) at which this noise is as large as the signal.
-        headroom: ``importance``: largest part of the innermost component that importance sampling can remove.
+        headroom: Largest part of the innermost component that can be removed by ``importance`` sampling of whole
+            masks, by ``position`` weights, and by ``stratification`` (disjoint masks); the last two where asked for.
         layers: The same by layer.
         advice: How many inner draws a datum should have at equal cost.
         study: What was asked for.
@@ -79,6 +103,8 @@ class Decomposition:
         statistics: What the totals were computed from.
         data: ``[N]`` indices of the data in the population, in the order of the study.
         losses: ``[N, cells]`` loss of each cell.
+        cell_norm2: ``[N, cells]`` squared gradient norm of each cell.
+        draw: What a draw of the mask level is, where it is several disjoint masks.
     """
 
     levels: tuple[str, ...]
@@ -96,6 +122,8 @@ class Decomposition:
     statistics: Components = field(compare=False)
     data: np.ndarray = field(compare=False)
     losses: np.ndarray = field(compare=False)
+    cell_norm2: np.ndarray = field(compare=False)
+    draw: DisjointDraw | None = None
 
     def variance(self, batch: float, *draws: int) -> Estimate:
         """Estimate the variance of a batch gradient.
@@ -152,6 +180,7 @@ class Decomposition:
             "gradient_norm2": self.gradient_norm2.to_json(),
             "noise_scale": _json(self.noise_scale),
             "headroom": _json(self.headroom),
+            **({} if self.draw is None else {"draw": self.draw.to_json()}),
             "layers": [layer.to_json() for layer in self.layers],
             "advice": self.advice.to_json(),
             "study": self.study,

@@ -9,12 +9,18 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gradvar.decomposition.ceilings import NOT_ASKED
 from gradvar.decomposition.estimate import Estimate
 
 if TYPE_CHECKING:
     from gradvar.report.result import Decomposition, Layer
 
 _LAYERS = 8
+_REMEDIES = {
+    "importance": "Importance sampling",
+    "position": "Position weights",
+    "stratification": "Disjoint masks",
+}
 WIDTH = 80
 
 
@@ -27,12 +33,14 @@ def summary(result: Decomposition) -> str:
 
 def render(result: Decomposition) -> RenderableType:
     """Build what a terminal shows."""
-    names = (result.unit, *result.levels[1:])
+    names = (result.unit, *(result.levels[1:] if result.draw is None else ("draw",)))
     draws = " × ".join(f"{n} {name}s" for n, name in zip(result.statistics.counts, names, strict=True))
-    title = f"Gradient variance of one cell, from {draws}"
+    what = "cell" if result.draw is None else f"draw of {result.draw.masks} disjoint masks"
+    title = f"Gradient variance of one {what}, from {draws}"
     source = result.provenance.get("checkpoint")
     parts: list[RenderableType] = [Text(title, style="bold")]
     parts += [Text(str(source), style="dim")] if source else []
+    parts += [Text(f"masks by {result.proposal}")] if result.proposal != "uniform/simple" else []
     parts += [Text(""), _levels_table(result), Text("")]
     parts += [Text(line) for line in findings(result)]
     parts += [Text(""), _layers_table(result)]
@@ -50,9 +58,11 @@ def findings(result: Decomposition) -> list[str]:
     total = result.noise_scale["total"]
     if total.resolved:
         lines.append(f"Noise is as large as the signal at a batch of {total} {result.unit}s.")
-    headroom = result.headroom["importance"]
-    if headroom.resolved:
-        lines.append(f"Importance sampling can remove at most {percent(headroom)} of {inner} variance.")
+    for name, remedy in _REMEDIES.items():
+        if result.headroom[name].resolved:
+            lines.append(f"{remedy} can remove at most {percent(result.headroom[name])} of {inner} variance.")
+    if (draw := result.draw) is not None:
+        lines.append(f"One mask alone: {draw.variance_of_one}; covariance of two of a draw: {draw.covariance}.")
     advice = result.advice
     if (best := advice.masks_per_sentence) is not None:
         costs = f"(a {result.unit} costs {advice.cost_sentence:.2g}, a {inner} {advice.cost_mask:.2g})"
@@ -117,7 +127,8 @@ def _reasons(result: Decomposition) -> list[str]:
     values |= {
         f"noise scale of {name}" if name != "total" else "noise scale": e for name, e in result.noise_scale.items()
     }
-    values |= {f"headroom of {name} sampling": e for name, e in result.headroom.items()}
+    asked = {name: e for name, e in result.headroom.items() if e.reason != NOT_ASKED}
+    values |= {f"headroom of {_REMEDIES[name].lower()}": e for name, e in asked.items()}
     values |= {"advice": result.advice.variance_ratio_to_one_mask}
     for name, estimate in values.items():
         if estimate.reason:

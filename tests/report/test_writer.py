@@ -94,7 +94,7 @@ KEYS = {
     "components": {"data", "mask"},
     "shares": {"data", "mask"},
     "noise_scale": {"data", "mask", "total"},
-    "headroom": {"importance"},
+    "headroom": {"importance", "position", "stratification"},
 }
 
 

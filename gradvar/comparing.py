@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,8 +19,7 @@ from gradvar.decomposition.intervals import LEVEL
 from gradvar.decomposition.merit import Draws, Merit, disjoint_advice
 from gradvar.decomposition.moments import total
 from gradvar.errors import GradvarError
-from gradvar.masking.proposal import Proposal, parse_proposal
-from gradvar.masking.scores import Score
+from gradvar.masking.proposal import Proposal
 from gradvar.masking.sets import Pool
 from gradvar.measure import measure
 from gradvar.provenance import command, versions
@@ -34,9 +33,9 @@ FIELD = (
     "oracle/midzuno",
     "oracle/conditional-poisson",
     "oracle/pool:4",
-    "oracle/pps",
-    "logit/pps",
-    "last-layer/pps",
+    "oracle/pps~0.1",
+    "logit/pps~0.1",
+    "last-layer/pps~0.1",
     "loss^0.25/pps",
     "frequency/pps",
     "logit/hard",
@@ -45,7 +44,7 @@ FIELD = (
     "uniform/simple@0.3",
 )
 """Compared by default, beside disjoint masks and whatever a fitted network offers."""
-FITTED = ("mapnet/midzuno", "mapnet/pps", "mapnet-permuted/pps")
+FITTED = ("mapnet/midzuno", "mapnet/pps~0.1", "mapnet-permuted/pps~0.1")
 Progress = Callable[[int, int], None]
 
 
@@ -60,7 +59,6 @@ def compare(
     engine: str = "auto",
     parameters: str | None = None,
     memory: int | None = None,
-    scores: Mapping[str, Score] | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Compare proposals by variance, bias and cost, on the same sentences, and measure what the best could reach.
@@ -75,7 +73,6 @@ def compare(
         engine: ``onepass``, ``reference`` or ``auto``.
         parameters: Regular expression; only gradients of parameters whose name it finds are compared.
         memory: Bytes that the process may hold; by default most of what is free.
-        scores: More scores by name, such as ``mapnet``.
         progress: Called with the cells done and the cells in all.
 
     Returns:
@@ -95,7 +92,7 @@ def compare(
     if objective.levels != ("data", "mask") or objective.proposal != Proposal():
         raise GradvarError("compare begins with uniform masks and without dropout; leave --proposal and --dropout out")
     start = time.perf_counter()
-    wanted, notices = _field(objective, proposals, scores or {})
+    wanted, notices = _field(objective, proposals)
     own = [p for p in wanted if arms.needs_cells(p, objective.mask_rate)]
     steps = _Steps(progress, objective, sentences, masks, own)
     study = _uniform_study(objective, sentences, masks, seed, engine, parameters, memory, steps)
@@ -152,9 +149,7 @@ def compare(
     )
 
 
-def _field(
-    objective: MaskedLM, proposals: Sequence[str | Proposal] | None, scores: Mapping[str, Score]
-) -> tuple[list[Proposal], list[str]]:
+def _field(objective: MaskedLM, proposals: Sequence[str | Proposal] | None) -> tuple[list[Proposal], list[str]]:
     """Read the proposals, each once; of the default field those that fit, with what is to be said of it."""
     notices = []
     if proposals is None:
@@ -162,8 +157,8 @@ def _field(
         disjoint = [f"uniform/disjoint:{masks}" for masks in sorted({2, room}) if masks <= room and room > 1]
         if not disjoint:
             notices.append("two disjoint masks do not fit into every sentence, and are left out")
-        proposals = [*FIELD, *disjoint, *(FITTED if "mapnet" in scores else ())]
-    wanted = [parse_proposal(p, scores) if isinstance(p, str) else p for p in proposals]
+        proposals = [*FIELD, *disjoint, *(FITTED if "mapnet" in objective.known_scores else ())]
+    wanted = [objective.read(proposal) for proposal in proposals]
     for proposal in wanted:
         objective.under(proposal)  # refuses what does not fit
     return list(dict.fromkeys(p for p in wanted if p != Proposal())), notices
