@@ -61,6 +61,7 @@ class Tokenizer:
         return self._words
 
     def get_vocab(self) -> dict[str, int]:
+        """Name the tokens by their ids."""
         return {f"w{word}": word for word in range(self._words)}
 
 

@@ -123,9 +123,7 @@ class MaskedLM:
     def _fitted(self, mapnet: MapNet | str | Path) -> dict[str, Score]:
         """Scores by a fitted network."""
         network = mapnet if isinstance(mapnet, MapNet) else MapNet.from_pretrained(mapnet)
-        table: Any = self.model
-        embeddings = table.get_input_embeddings()
-        network.check_fits(embeddings.num_embeddings, embeddings.embedding_dim, self.corpus.max_length)
+        network.check_fits(*self.embedding_shape, self.corpus.max_length)
         score = MapNetScore(network.to(self.device).eval())
         return {"mapnet": score, "mapnet-permuted": Permuted(score)}
 
@@ -325,6 +323,29 @@ class MaskedLM:
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
+
+    @property
+    def embedding_shape(self) -> tuple[int, int]:
+        """Tokens of the model's table, and its width."""
+        table: Any = self.model
+        tokens, width = table.get_input_embeddings().weight.shape
+        return int(tokens), int(width)
+
+    def encoder_flops_per_token(self, length: int) -> float:
+        """Count the FLOPs of the encoder's forward pass for a position, a multiply-add as two.
+
+        Two for each weight of a Linear, and ``4 length width`` a layer for attention.
+
+        Args:
+            length: Positions of a sentence.
+
+        Returns:
+            FLOPs, without the head.
+        """
+        encoder: Any = self.model.base_model
+        weights = sum(module.weight.numel() for module in encoder.modules() if isinstance(module, nn.Linear))
+        config: Any = self.model.config
+        return 2.0 * weights + 4.0 * length * config.hidden_size * config.num_hidden_layers
 
     @property
     def room(self) -> int:

@@ -48,9 +48,9 @@ class Scoring:
         self._known: dict[tuple[Quantity, int, int], Tensor] = {}
         self._engine: tuple[Engine, list[Target]] | None = None
 
-    def fresh(self) -> Scoring:
-        """Return the same, with nothing measured yet."""
-        other = Scoring(self.objective, self.contexts, self._choice, self._parameters)
+    def fresh(self, contexts: int | None = None) -> Scoring:
+        """Return the same, with nothing measured yet, perhaps for another number of contexts."""
+        other = Scoring(self.objective, contexts or self.contexts, self._choice, self._parameters)
         other._engine = self._engine
         return other
 

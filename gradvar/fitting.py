@@ -1,0 +1,369 @@
+"""Fits a MAPNet to a frozen masked LM, and judges it on sentences that it has not seen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from gradvar.ceilings import gradient_norms
+from gradvar.decomposition import ceilings
+from gradvar.decomposition.contributions import of_means
+from gradvar.decomposition.estimate import Estimate
+from gradvar.errors import GradvarError
+from gradvar.mapnet.calibration import Calibration, calibrate, second_moments
+from gradvar.mapnet.config import MapNetConfig, default_config
+from gradvar.mapnet.losses import LOSSES, Loss, variance
+from gradvar.mapnet.network import MapNet
+from gradvar.mapnet.score import log_scores
+from gradvar.masking.hashing import hash_key
+from gradvar.masking.masks import Sentences
+from gradvar.masking.proposal import nearest
+from gradvar.masking.scores import Quantity
+from gradvar.provenance import command, versions
+from gradvar.report.fit import Fit
+
+if TYPE_CHECKING:
+    from gradvar.huggingface.masked_lm import MaskedLM
+
+TARGETS: dict[str, Quantity] = {
+    "gradient": "gradient",
+    "logit": "logit",
+    "last-layer": "last-layer",
+    "loss": "loss",
+}
+"""What a MAPNet can be fitted to, by name: all are measured at targets of uniformly masked sentences."""
+_BATCH = 16  # sentences of a step
+_VALIDATION = 0.1  # share of the fitting sentences that choose the epoch
+_EPOCH_STREAM = 23  # of hashes
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a MAPNet is fitted; all of it is this project's choice.
+
+    Attributes:
+        target: What is measured: ``gradient`` (true norms, dear), ``logit``, ``last-layer`` or ``loss`` (forward only).
+        loss: ``variance``, ``kl`` or ``log-regression``; see :mod:`gradvar.mapnet.losses`.
+        epochs: Passes over the sentences, with fresh contexts in each.
+        learning_rate: Of AdamW, with a linear warm-up and a cosine decay.
+        weight_decay: Of AdamW.
+        epsilon: Uniform part that the ``variance`` loss reckons with.
+        weight_cap: Cap of the weights in the ``variance`` loss; None for none.
+        shape: Fields of :class:`~gradvar.mapnet.config.MapNetConfig` in place of the default's.
+    """
+
+    target: str = "logit"
+    loss: str = "variance"
+    epochs: int = 8
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    epsilon: float = 0.0
+    weight_cap: float | None = None
+    shape: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise GradvarError(f"--target '{self.target}' is unknown{nearest(self.target, TARGETS)}")
+        if self.loss not in LOSSES:
+            raise GradvarError(f"--loss '{self.loss}' is unknown{nearest(self.loss, LOSSES)}")
+        if self.epochs < 1:
+            raise GradvarError(f"--epochs {self.epochs} is not a positive number")
+        if not 0 < self.learning_rate < 1:
+            raise GradvarError(f"--learning-rate {self.learning_rate} is not between 0 and 1")
+        if self.loss != "variance" and (self.epsilon or self.weight_cap is not None):
+            raise GradvarError(
+                "--epsilon and --weight-cap belong to the variance loss; leave them out, or --loss variance"
+            )
+
+
+def fit_mapnet(
+    objective: MaskedLM,
+    options: Options = Options(),
+    *,
+    sentences: int | None = None,
+    held_out: int = 32,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Fit:
+    """Fit a MAPNet to a masked LM whose weights stay as they are.
+
+    Args:
+        objective: The masked LM under uniform masks; its ``contexts`` are those of the held-out sentences' gradients.
+        options: How.
+        sentences: Sentences to fit to; None takes all that are not held out.
+        held_out: Sentences whose true gradient norms judge the fit, 8 at least: half of them choose exponent and
+            epsilon, the other half say what is reported.
+        seed: Of the choice of sentences, the contexts and the network's first weights.
+        progress: Called with the sentences measured and those in all.
+
+    Returns:
+        The network and what it is worth.
+
+    Raises:
+        GradvarError: If there are too few sentences, or the options do not fit the encoder.
+    """
+    contexts = objective.scoring.contexts
+    if contexts < 2:
+        raise GradvarError(f"--contexts {contexts}: held-out gradients take 2 contexts at least, to be judged fairly")
+    if held_out < 8:
+        raise GradvarError(f"--held-out {held_out}: a fit is judged on 8 sentences at least")
+    available = len(objective) - held_out
+    count = available if sentences is None else sentences
+    if available < count or count < 2 * _BATCH:
+        raise GradvarError(
+            f"--sentences {count} and {held_out} held out do not go into the {len(objective)} of the data, or are "
+            f"fewer than {2 * _BATCH}; give more text, or lower them"
+        )
+    start = time.perf_counter()
+    order = np.random.default_rng(seed).permutation(len(objective))
+    judged, fitted = order[:held_out], order[held_out : held_out + count]
+    steps = _Steps(progress, held_out, contexts * round(objective.mean_length), count * options.epochs)
+    judge = Judge(objective, judged.tolist(), seed, steps.judged)
+    torch.manual_seed(seed)
+    network = MapNet(_configuration(objective, options)).to(objective.device)
+    curve = [(0, judge.ceiling_share(network))]
+    cut = max(_BATCH, round(_VALIDATION * count))
+    validation = objective.sentences(fitted[:cut].tolist(), seed)
+    validated = _targets(objective, validation, options.target, 0)
+
+    def validate() -> float:
+        with torch.no_grad():
+            mine = log_scores(network, validation, objective.scoring)
+            return float(variance(mine, validated, validation.maskable, validation.maskable))
+
+    best_loss, best = validate(), _copy(network)  # as it begins, it scores all positions alike
+    seen, checkpoint = 0, 64
+    optimiser, schedule = _optimiser(network, options, (count - cut) // _BATCH * options.epochs)
+    for epoch in range(options.epochs):
+        for batch in _batches(fitted[cut:], seed + epoch):
+            rows = objective.sentences(batch, seed)
+            loss = _loss(options)(
+                log_scores(network, rows, objective.scoring),
+                _targets(objective, rows, options.target, epoch + 1),
+                rows.maskable,
+                rows.maskable,
+            )
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            seen += len(batch)
+            steps.fitted(seen)
+            if seen >= checkpoint:
+                curve.append((seen, judge.ceiling_share(network)))
+                checkpoint *= 2
+        if (value := validate()) < best_loss:
+            best_loss, best = value, _copy(network)
+    network.load_state_dict(best)
+    network.eval()
+    curve.append((seen, judge.ceiling_share(network)))
+    calibration = judge.calibrate(network)
+    fit = Fit(
+        network=network,
+        calibration=calibration,
+        proposal=_proposal(calibration),
+        rank_correlation=judge.rank_correlation(network),
+        ceiling_share=judge.ceiling_share(network),
+        captured_share=judge.captured_share(network),
+        calibrated_ceiling_share=judge.calibrated_ceiling_share(network, calibration),
+        others=judge.others(),
+        curve=tuple(curve),
+        study={
+            "sentences": count,
+            "held_out": held_out,
+            "contexts": contexts,
+            "target": options.target,
+            "loss": options.loss,
+            "epochs": options.epochs,
+            "learning_rate": options.learning_rate,
+            "weight_decay": options.weight_decay,
+            "epsilon": options.epsilon,
+            "weight_cap": options.weight_cap,
+            "seed": seed,
+            **objective.describe()["study"],
+        },
+        provenance={
+            "command": command(),
+            "versions": versions(),
+            **objective.describe()["provenance"],
+            "wall_seconds": time.perf_counter() - start,
+        },
+    )
+    network.record = fit.record()
+    return fit
+
+
+class Judge:
+    """Held-out sentences with the true gradient norms of their positions.
+
+    Args:
+        objective: The masked LM.
+        data: Indices of the sentences.
+        seed: Of the contexts.
+        progress: Called with the sentences measured.
+    """
+
+    def __init__(
+        self, objective: MaskedLM, data: list[int], seed: int, progress: Callable[[int], None] | None = None
+    ) -> None:
+        self._objective = objective
+        self.sentences = objective.sentences(data, seed)
+        norms = gradient_norms(objective, self.sentences, progress)
+        maskable = self.sentences.maskable.cpu().numpy()
+        self._counts: list[int] = self.sentences.counts.tolist()
+        self._norms = [norms[:, row, own] for row, own in enumerate(maskable)]  # [contexts, T] a sentence
+        self._squares = [(x**2).mean(axis=0) for x in self._norms]
+        self._maskable = maskable
+        counts = np.array(self._counts)
+        self._ceiling = ceilings.position(norms, maskable, counts)
+        self._uniform = np.array([x.mean() for x in self._squares]) / counts
+
+    def _scores(self, network: MapNet) -> list[np.ndarray]:
+        with torch.no_grad():
+            found = log_scores(network, self.sentences, self._objective.scoring).double().cpu().numpy()
+        return [found[row, own] for row, own in enumerate(self._maskable)]
+
+    def _removed(self, scores: list[np.ndarray], exponent: float = 1.0, epsilon: float = 0.0) -> np.ndarray:
+        """``[N]`` predicted part of each sentence's second moment that weighting by these log scores removes."""
+        left = second_moments(scores, self._squares, self._counts, exponent, epsilon) / np.array(self._counts)
+        return self._uniform - left
+
+    def ceiling_share(self, network: MapNet) -> Estimate:
+        """Estimate removed over ceiling, of position weights by the raw scores."""
+        return self._share(self._removed(self._scores(network)), self._ceiling)
+
+    def calibrated_ceiling_share(self, network: MapNet, calibration: Calibration) -> Estimate:
+        """Estimate the same for the calibrated proposal, on the half that had no part in its choice."""
+        removed = self._removed(self._scores(network), calibration.exponent, calibration.epsilon)
+        return self._share(removed[1::2], self._ceiling[1::2])
+
+    def captured_share(self, network: MapNet) -> Estimate:
+        """Estimate removed by the network over removed by the oracle.
+
+        The oracle scores by one half of the contexts and is judged by the other, both ways around.
+        """
+        return self._share(self._removed(self._scores(network)), self._oracle())
+
+    def others(self) -> dict[str, Estimate]:
+        """Estimate the ceiling share of scores that need no network, for comparison; and of the oracle itself."""
+        found = {"oracle": self._share(self._oracle(), self._ceiling)}
+        for name, exponent in (("logit", 1.0), ("last-layer", 1.0), ("loss", 0.25), ("loss", 1.0)):
+            quantity = TARGETS[name]
+            values = self._objective.scoring.at_targets(quantity, self.sentences).square().mean(dim=0).sqrt()
+            logs = [
+                np.log(np.maximum(x[own], 1e-6 * x[own].mean()))
+                for x, own in zip(values.cpu().numpy(), self._maskable, strict=True)
+            ]
+            title = name if exponent == 1 else f"{name}^{exponent:g}"
+            found[title] = self._share(self._removed(logs, exponent), self._ceiling)
+        return found
+
+    def rank_correlation(self, network: MapNet) -> Estimate:
+        """Estimate the mean over sentences of Spearman's rank correlation with the measured norms.
+
+        The norms are noisy (a few contexts), which makes the correlation smaller than that with the true ones.
+        """
+        pairs = zip(self._scores(network), self._squares, strict=True)
+        values = [stats.spearmanr(s, f).statistic if np.ptp(s) > 0 and np.ptp(f) > 0 else 0.0 for s, f in pairs]
+        return of_means(lambda m: m[0], np.array(values)[:, None]).clip(-1.0, 1.0)
+
+    def calibrate(self, network: MapNet) -> Calibration:
+        """Choose exponent and epsilon; see :func:`~gradvar.mapnet.calibration.calibrate`."""
+        return calibrate(self._scores(network), self._squares, self._counts)
+
+    def _oracle(self) -> np.ndarray:
+        half = len(self._norms[0]) // 2
+        halves = (slice(None, half), slice(half, None))
+        removed = []
+        for scoring, judging in (halves, halves[::-1]):
+            scores = [np.log(np.sqrt((x[scoring] ** 2).mean(axis=0)).clip(1e-30)) for x in self._norms]
+            squares = [(x[judging] ** 2).mean(axis=0) for x in self._norms]
+            left = second_moments(scores, squares, self._counts, 1.0, 0.0)
+            removed.append((np.array([x.mean() for x in squares]) - left) / np.array(self._counts))
+        return np.mean(removed, axis=0)
+
+    @staticmethod
+    def _share(removed: np.ndarray, whole: np.ndarray) -> Estimate:
+        return of_means(lambda m: m[0] / m[1], np.stack([removed, whole], axis=1))
+
+
+def _copy(network: MapNet) -> dict[str, Tensor]:
+    return {name: x.clone() for name, x in network.state_dict().items()}
+
+
+def _configuration(objective: MaskedLM, options: Options) -> MapNetConfig:
+    vocabulary, width = objective.embedding_shape
+    length = objective.corpus.max_length
+    default = default_config(vocabulary, width, objective.encoder_flops_per_token(length), length)
+    return MapNetConfig(**{**vars(default), **dict(options.shape)})
+
+
+def _loss(options: Options) -> Loss:
+    if options.loss == "variance":
+        return partial(variance, epsilon=options.epsilon, cap=options.weight_cap)
+    return LOSSES[options.loss]
+
+
+def _targets(objective: MaskedLM, rows: Sentences, target: str, epoch: int) -> Tensor:
+    """``[rows, positions]`` measured in one fresh context an epoch."""
+    keys = hash_key(_EPOCH_STREAM, rows.keys, torch.tensor(epoch, device=rows.keys.device))
+    fresh = Sentences(rows.ids, rows.maskable, rows.counts, rows.words, keys)
+    found = objective.scoring.fresh(contexts=1).at_targets(TARGETS[target], fresh)[0]
+    return found / found[rows.maskable].median().clamp(min=1e-30)  # log-regression is not blind to the scale
+
+
+def _batches(data: np.ndarray, seed: int) -> Iterator[list[int]]:
+    shuffled = np.random.default_rng(seed).permutation(data)
+    for start in range(0, len(shuffled) - _BATCH + 1, _BATCH):
+        yield shuffled[start : start + _BATCH].tolist()
+
+
+def _optimiser(
+    network: MapNet, options: Options, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.98)
+    )
+    warm = max(1, steps // 20)
+
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1 + float(np.cos(np.pi * min(1.0, (step - warm) / max(1, steps - warm)))))
+
+    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+
+
+def _proposal(calibration: Calibration) -> str:
+    """Write the calibrated proposal; uniform masks where the scores are not trusted."""
+    if calibration.fell_back or calibration.exponent == 0:
+        return "uniform/simple"
+    power = "" if calibration.exponent == 1 else f"^{calibration.exponent:g}"
+    mixed = f"~{calibration.epsilon:g}" if calibration.epsilon else ""
+    return f"mapnet{power}/pps{mixed}"
+
+
+class _Steps:
+    """Progress in cells of held-out gradients and sentences of the fit."""
+
+    def __init__(self, progress: Callable[[int, int], None] | None, judged: int, each: int, fitted: int) -> None:
+        self._progress, self._each = progress, each
+        self._judging = judged * each
+        self._total = self._judging + fitted
+
+    def judged(self, sentences: int) -> None:
+        if self._progress:
+            self._progress(sentences * self._each, self._total)
+
+    def fitted(self, sentences: int) -> None:
+        if self._progress:
+            self._progress(min(self._judging + sentences, self._total), self._total)
