@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gradvar.errors import GradvarError
     from gradvar.huggingface.corpus import Corpus, load_corpus
     from gradvar.huggingface.masked_lm import MaskedLM
+    from gradvar.huggingface.texts import from_texts
     from gradvar.mapnet.network import MapNet
     from gradvar.masking.cells import Cells
     from gradvar.masking.corruption import Replacement
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from gradvar.objective import Objective
     from gradvar.report.comparison import Comparison
     from gradvar.report.result import Decomposition, Layer
+    from gradvar.report.tokens import TokenScores
     from gradvar.report.writer import write_report
+    from gradvar.shading import score_tokens
     from gradvar.study import decompose
     from gradvar.verify import EngineCheck, check_engine
 
@@ -44,12 +47,15 @@ _HOMES = {
     "Objective": "gradvar.objective",
     "Proposal": "gradvar.masking.proposal",
     "Replacement": "gradvar.masking.corruption",
+    "TokenScores": "gradvar.report.tokens",
     "check_engine": "gradvar.verify",
     "compare": "gradvar.comparing",
     "decompose": "gradvar.study",
+    "from_texts": "gradvar.huggingface.texts",
     "keyed_dropout": "gradvar.dropout",
     "load_corpus": "gradvar.huggingface.corpus",
     "parse_proposal": "gradvar.masking.proposal",
+    "score_tokens": "gradvar.shading",
     "write_report": "gradvar.report.writer",
 }
 
@@ -69,12 +75,15 @@ __all__ = [
     "Objective",
     "Proposal",
     "Replacement",
+    "TokenScores",
     "check_engine",
     "compare",
     "decompose",
+    "from_texts",
     "keyed_dropout",
     "load_corpus",
     "parse_proposal",
+    "score_tokens",
     "write_report",
 ]
 

@@ -248,6 +248,61 @@ def compare(
     _hand_over(result, render_comparison, out, overwrite, as_json)
 
 
+@app.command()
+def tokens(
+    checkpoint: options.Checkpoint = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="A sentence of your own; again for more. [default: sentences of --data]")
+    ] = None,
+    data: options.Data = None,
+    sentences: options.Sentences = 4,
+    contexts: options.Contexts = 4,
+    mapnet_dir: options.MapnetDir = None,
+    mask_rate: options.MaskRate = 0.15,
+    max_length: options.MaxLength = 128,
+    replacement: options.Replaced = "80,10,10",
+    engine: options.Engine = "auto",
+    dtype: options.Dtype = "float32",
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    out: options.Out = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.AsJson = False,
+    no_pack: options.NoPack = False,
+    allow_random_head: options.AllowRandomHead = False,
+) -> None:
+    """Show what each token does to the gradient: sentences shaded by oracle, MAPNet, loss and logits."""
+    if text and data is not None:
+        raise GradvarError("--text and --data: give one of the two")
+    if sentences < 1:
+        raise GradvarError(f"--sentences {sentences}: at least 1 is needed")
+    _check_numbers(max(sentences, 2), mask_rate, max_length, seed, contexts)
+    corruption = _replacement(replacement)
+    _check_out(out, overwrite)
+
+    import gradvar
+    from gradvar.runner import check_engine_name
+
+    check_engine_name(engine)
+    console = _console()
+    loading: dict[str, Any] = {"max_length": max_length, "dtype": dtype, "device": device}
+    loading |= {"allow_random_head": allow_random_head, "contexts": contexts, "engine": engine}
+    loading |= {"mask_rate": mask_rate, "replacement": corruption}
+    notices: tuple[str, ...] = ()
+    with status(console, "loading the checkpoint and the data"):
+        if text:
+            place = gradvar.DEMO_CHECKPOINT if checkpoint is None else checkpoint
+            objective, notices = gradvar.from_texts(place, text, mapnet=mapnet_dir, **loading)
+        else:
+            objective = _objective(checkpoint, data, mapnet_dir, _UNIFORM, pack=not no_pack, **loading)
+    with Progress(console) as progress:
+        chosen = list(range(len(text))) if text else sentences
+        result = gradvar.score_tokens(objective, chosen, seed=seed, notices=notices, progress=progress)
+    from gradvar.report.tokens_text import render_tokens
+
+    _hand_over(result, render_tokens, out, overwrite, as_json)
+
+
 def _hand_over(
     result: Any,
     render: Any,
@@ -330,3 +385,73 @@ def _replacement(text: str) -> "Replacement":
     from gradvar.masking.corruption import Replacement
 
     return Replacement(mask, random, keep)
+
+
+@app.command()
+def fit_mapnet(
+    checkpoint: options.Checkpoint = None,
+    data: options.Data = None,
+    out: options.Out = None,
+    sentences: Annotated[int | None, typer.Option(help="Sentences to fit to. [default: all that are left]")] = None,
+    held_out: Annotated[int, typer.Option(help="Sentences that judge the fit by their true gradients.")] = 32,
+    contexts: Annotated[int, typer.Option(help="Contexts of the held-out gradients, 2 or more.")] = 4,
+    target: Annotated[str, typer.Option(help="gradient, logit, last-layer or loss: what is learnt.")] = "logit",
+    loss: Annotated[str, typer.Option(help="variance, kl or log-regression.")] = "variance",
+    epochs: Annotated[int, typer.Option(help="Passes over the sentences, in fresh contexts.")] = 8,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-3,
+    embeddings: Annotated[str | None, typer.Option(help="What it reads: model or own. [default: model]")] = None,
+    layers: Annotated[int | None, typer.Option(help="Of the network. [default: by the encoder's cost]")] = None,
+    width: Annotated[int | None, typer.Option(help="Of the network. [default: by the encoder's cost]")] = None,
+    heads: Annotated[int | None, typer.Option(help="Of the network. [default: 32 wide each]")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Divides the log scores. [default: 1]")] = None,
+    epsilon: Annotated[float, typer.Option(help="Uniform part in the variance loss.")] = 0.0,
+    weight_cap: Annotated[float | None, typer.Option(help="Cap of the weights in the variance loss.")] = None,
+    mask_rate: options.MaskRate = 0.15,
+    max_length: options.MaxLength = 128,
+    replacement: options.Replaced = "80,10,10",
+    engine: options.Engine = "auto",
+    dtype: options.Dtype = "float32",
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    overwrite: options.Overwrite = False,
+    as_json: options.AsJson = False,
+    no_pack: options.NoPack = False,
+    allow_random_head: options.AllowRandomHead = False,
+) -> None:
+    """Fit a MAPNet to a frozen masked LM: a small network that scores positions from the unmasked sentence.
+
+    It is judged on held-out sentences: rank correlation with the gradient norms, the share of the variance removed by
+    the oracle that it captures, and the share of what position weights can remove at best.
+    """
+    _check_numbers(2, mask_rate, max_length, seed, contexts)
+    corruption = _replacement(replacement)
+    if out is None:
+        raise GradvarError("--out is missing: the folder for the fitted network")
+    _check_out(out, overwrite)
+
+    from gradvar.fitting import Options, fit_mapnet
+    from gradvar.report.fit import render_fit
+
+    given = {"embeddings": embeddings, "layers": layers, "width": width, "heads": heads, "temperature": temperature}
+    shape = tuple((name, value) for name, value in given.items() if value is not None)
+    chosen = Options(target, loss, epochs, learning_rate, epsilon=epsilon, weight_cap=weight_cap, shape=shape)
+    console = _console()
+    with status(console, "loading the checkpoint and the data"):
+        objective = _objective(
+            checkpoint,
+            data,
+            None,
+            _UNIFORM,
+            max_length=max_length,
+            pack=not no_pack,
+            dtype=dtype,
+            device=device,
+            allow_random_head=allow_random_head,
+            mask_rate=mask_rate,
+            replacement=corruption,
+            contexts=contexts,
+            engine=engine,
+        )
+    with Progress(console) as progress:
+        result = fit_mapnet(objective, chosen, sentences=sentences, held_out=held_out, seed=seed, progress=progress)
+    _hand_over(result, render_fit, out, overwrite, as_json)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,10 @@ from gradvar.mapnet.losses import LOSSES, Loss, variance
 from gradvar.mapnet.network import MapNet
 from gradvar.mapnet.score import log_scores
 from gradvar.masking.hashing import hash_key
-from gradvar.masking.masks import Sentences
+from gradvar.masking.masks import Sentences, chosen_of
 from gradvar.masking.proposal import nearest
 from gradvar.masking.scores import Quantity
+from gradvar.masking.sets import Simple
 from gradvar.provenance import command, versions
 from gradvar.report.fit import Fit
 
@@ -40,9 +41,10 @@ TARGETS: dict[str, Quantity] = {
     "loss": "loss",
 }
 """What a MAPNet can be fitted to, by name: all are measured at targets of uniformly masked sentences."""
-_BATCH = 16  # sentences of a step
+_BATCH = 32  # sentences of a step
 _VALIDATION = 0.1  # share of the fitting sentences that choose the epoch
-_EPOCH_STREAM = 23  # of hashes
+_EPOCH_STREAM, _OTHER_STREAM = 23, 24  # of hashes
+_MIXED = 0.1  # of uniform, where raw scores are compared: measured in few contexts, they may be far too small
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Options:
     Attributes:
         target: What is measured: ``gradient`` (true norms, dear), ``logit``, ``last-layer`` or ``loss`` (forward only).
         loss: ``variance``, ``kl`` or ``log-regression``; see :mod:`gradvar.mapnet.losses`.
-        epochs: Passes over the sentences, with fresh contexts in each.
+        epochs: Passes over the sentences, each with a fresh mask of every sentence.
         learning_rate: Of AdamW, with a linear warm-up and a cosine decay.
         weight_decay: Of AdamW.
         epsilon: Uniform part that the ``variance`` loss reckons with.
@@ -132,12 +134,12 @@ def fit_mapnet(
     curve = [(0, judge.ceiling_share(network))]
     cut = max(_BATCH, round(_VALIDATION * count))
     validation = objective.sentences(fitted[:cut].tolist(), seed)
-    validated = _targets(objective, validation, options.target, 0)
+    validated, watched = _measure(objective, validation, options.target, 0)
 
     def validate() -> float:
         with torch.no_grad():
             mine = log_scores(network, validation, objective.scoring)
-            return float(variance(mine, validated, validation.maskable, validation.maskable))
+            return float(variance(mine, validated, watched, validation.maskable))
 
     best_loss, best = validate(), _copy(network)  # as it begins, it scores all positions alike
     seen, checkpoint = 0, 64
@@ -145,12 +147,8 @@ def fit_mapnet(
     for epoch in range(options.epochs):
         for batch in _batches(fitted[cut:], seed + epoch):
             rows = objective.sentences(batch, seed)
-            loss = _loss(options)(
-                log_scores(network, rows, objective.scoring),
-                _targets(objective, rows, options.target, epoch + 1),
-                rows.maskable,
-                rows.maskable,
-            )
+            norms, observed = _measure(objective, rows, options.target, epoch + 1)
+            loss = _loss(options)(log_scores(network, rows, objective.scoring), norms, observed, rows.maskable)
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -247,24 +245,28 @@ class Judge:
         return self._share(removed[1::2], self._ceiling[1::2])
 
     def captured_share(self, network: MapNet) -> Estimate:
-        """Estimate removed by the network over removed by the oracle.
+        """Estimate removed by the network over removed by the oracle, both by inclusion mixed with a tenth of uniform.
 
-        The oracle scores by one half of the contexts and is judged by the other, both ways around.
+        The oracle scores by all contexts but one and is judged by that one, each in turn.
         """
-        return self._share(self._removed(self._scores(network)), self._oracle())
+        return self._share(self._removed(self._scores(network), 1.0, _MIXED), self._oracle())
 
     def others(self) -> dict[str, Estimate]:
-        """Estimate the ceiling share of scores that need no network, for comparison; and of the oracle itself."""
+        """Estimate the ceiling share of scores that need no network, mixed likewise, and of the oracle itself.
+
+        They are measured in as many contexts of their own.
+        """
         found = {"oracle": self._share(self._oracle(), self._ceiling)}
-        for name, exponent in (("logit", 1.0), ("last-layer", 1.0), ("loss", 0.25), ("loss", 1.0)):
-            quantity = TARGETS[name]
-            values = self._objective.scoring.at_targets(quantity, self.sentences).square().mean(dim=0).sqrt()
+        keys = hash_key(_OTHER_STREAM, self.sentences.keys)
+        elsewhere = replace(self.sentences, keys=keys)
+        for name, exponent in (("logit", 1.0), ("last-layer", 1.0), ("loss", 0.25)):
+            values = self._objective.scoring.at_targets(TARGETS[name], elsewhere).square().mean(dim=0).sqrt()
             logs = [
                 np.log(np.maximum(x[own], 1e-6 * x[own].mean()))
                 for x, own in zip(values.cpu().numpy(), self._maskable, strict=True)
             ]
             title = name if exponent == 1 else f"{name}^{exponent:g}"
-            found[title] = self._share(self._removed(logs, exponent), self._ceiling)
+            found[title] = self._share(self._removed(logs, exponent, _MIXED), self._ceiling)
         return found
 
     def rank_correlation(self, network: MapNet) -> Estimate:
@@ -281,13 +283,12 @@ class Judge:
         return calibrate(self._scores(network), self._squares, self._counts)
 
     def _oracle(self) -> np.ndarray:
-        half = len(self._norms[0]) // 2
-        halves = (slice(None, half), slice(half, None))
         removed = []
-        for scoring, judging in (halves, halves[::-1]):
-            scores = [np.log(np.sqrt((x[scoring] ** 2).mean(axis=0)).clip(1e-30)) for x in self._norms]
-            squares = [(x[judging] ** 2).mean(axis=0) for x in self._norms]
-            left = second_moments(scores, squares, self._counts, 1.0, 0.0)
+        for judging in range(len(self._norms[0])):
+            others = [np.delete(x, judging, axis=0) for x in self._norms]
+            scores = [np.log(np.sqrt((x**2).mean(axis=0)).clip(1e-30)) for x in others]
+            squares = [x[judging] ** 2 for x in self._norms]
+            left = second_moments(scores, squares, self._counts, 1.0, _MIXED)
             removed.append((np.array([x.mean() for x in squares]) - left) / np.array(self._counts))
         return np.mean(removed, axis=0)
 
@@ -313,12 +314,15 @@ def _loss(options: Options) -> Loss:
     return LOSSES[options.loss]
 
 
-def _targets(objective: MaskedLM, rows: Sentences, target: str, epoch: int) -> Tensor:
-    """``[rows, positions]`` measured in one fresh context an epoch."""
-    keys = hash_key(_EPOCH_STREAM, rows.keys, torch.tensor(epoch, device=rows.keys.device))
-    fresh = Sentences(rows.ids, rows.maskable, rows.counts, rows.words, keys)
-    found = objective.scoring.fresh(contexts=1).at_targets(TARGETS[target], fresh)[0]
-    return found / found[rows.maskable].median().clamp(min=1e-30)  # log-regression is not blind to the scale
+def _measure(objective: MaskedLM, rows: Sentences, target: str, epoch: int) -> tuple[Tensor, Tensor]:
+    """``[rows, positions]`` norms at the targets of one fresh uniform mask an epoch, and where they are."""
+    keys = hash_key(_EPOCH_STREAM, rows.keys, torch.tensor(epoch, device=rows.keys.device)).unsqueeze(1)
+    masks = Simple().draw(rows, rows.maskable.double(), keys)
+    values = objective.scoring.at_masks(TARGETS[target], rows, masks)
+    slots = torch.where(masks.valid, masks.positions, rows.ids.shape[1])
+    found = values.new_zeros(len(values), rows.ids.shape[1] + 1).scatter(1, slots, values)[:, :-1]
+    observed = chosen_of(masks.positions, masks.valid, rows.ids.shape[1])
+    return found / found[observed].median().clamp(min=1e-30), observed  # log-regression is not blind to the scale
 
 
 def _batches(data: np.ndarray, seed: int) -> Iterator[list[int]]:

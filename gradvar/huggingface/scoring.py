@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gradvar.decomposition.norms import NormAccumulator
 from gradvar.errors import EngineError, GradvarError
-from gradvar.masking.designs import SetScores, position_keys
+from gradvar.masking.designs import SetScores, position_order
 from gradvar.masking.hashing import hash_key
 from gradvar.masking.masks import Masks, Sentences
 from gradvar.masking.scores import Quantity
@@ -68,6 +68,22 @@ class Scoring:
         together = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # [rows, positions, contexts]
         return together.permute(2, 0, 1).to(sentences.ids.device)
 
+    def at_masks(self, quantity: Quantity, sentences: Sentences, masks: Masks) -> Tensor:
+        """Measure the targets of given masks, each as one of its mask's.
+
+        Args:
+            quantity: What to measure.
+            sentences: ``[rows]`` of them.
+            masks: ``[cells]`` of them, a multiple of ``rows``.
+
+        Returns:
+            ``[cells, targets]`` float64; anything where not valid.
+        """
+        batch = self.objective.corrupted(sentences, masks)
+        if quantity == "gradient":
+            return self._norms(_single_targets(batch)).view(masks.positions.shape)
+        return self._measured(batch)[quantity]
+
     def norms_of_sets(self, sentences: Sentences) -> SetScores:
         """Return a function that measures gradient norms of whole cells; see :class:`~gradvar.masking.scores.Task`."""
 
@@ -97,7 +113,7 @@ class Scoring:
         total, count = int(sentence.totals), int(sentence.counts)
         number = torch.arange(self.contexts, device=sentence.ids.device)
         keys = hash_key(_CONTEXT, sentence.keys, number)
-        order = (position_keys(keys, sentence.ids.shape[1]) >> 1).masked_fill(
+        order = position_order(keys, sentence.ids.shape[1]).masked_fill(
             ~sentence.maskable, torch.iinfo(torch.int64).max
         )
         ranked = order.argsort(dim=1)[:, :total]
@@ -116,6 +132,11 @@ class Scoring:
     def _forward(self, sentence: Sentences) -> dict[Quantity, Tensor]:
         """``[contexts, positions]`` root mean squares of all that takes no gradient."""
         batch, positions = self._cover(sentence)
+        shape = sentence.ids.shape[1]
+        return {name: _by_position(values, positions, shape) for name, values in self._measured(batch).items()}
+
+    def _measured(self, batch: dict[str, Tensor]) -> dict[Quantity, Tensor]:
+        """``[cells, targets]`` of all that takes no gradient."""
         found: dict[Quantity, list[Tensor]] = {"loss": [], "logit": [], "last-layer": []}
         with torch.no_grad():
             for part in _chunks(batch, self._at_once):
@@ -132,18 +153,12 @@ class Scoring:
                 found["loss"].append(loss.squeeze(-1))
                 found["logit"].append(error)
                 found["last-layer"].append(error * states.double().norm(dim=-1))
-        shape = sentence.ids.shape[1]
-        return {name: _by_position(torch.cat(values), positions, shape) for name, values in found.items()}
+        return {name: torch.cat(values) for name, values in found.items()}
 
     def _gradients(self, sentence: Sentences) -> Tensor:
         """``[contexts, positions]`` root mean squares of the gradient norms of single targets."""
         batch, positions = self._cover(sentence)
-        count = positions.shape[-1]
-        cells = {name: tensor.repeat_interleave(count, dim=0) for name, tensor in batch.items()}
-        for name in ("target_positions", "target_ids"):
-            cells[name] = batch[name].reshape(-1, 1)
-        cells["target_weights"] = torch.ones_like(cells["target_ids"], dtype=torch.float64)
-        norms = self._norms(cells).view(-1, count)
+        norms = self._norms(_single_targets(batch)).view(-1, positions.shape[-1])
         return _by_position(norms, positions, sentence.ids.shape[1])
 
     def _norms(self, batch: dict[str, Tensor]) -> Tensor:
@@ -192,6 +207,15 @@ def _chunks(batch: dict[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
     cells = len(batch["input_ids"])
     for start in range(0, cells, size):
         yield {name: tensor[start : start + size] for name, tensor in batch.items()}
+
+
+def _single_targets(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Make a cell of every target of every cell."""
+    count = batch["target_positions"].shape[1]
+    cells = {name: tensor.repeat_interleave(count, dim=0) for name, tensor in batch.items()}
+    for name in ("target_positions", "target_ids"):
+        cells[name] = batch[name].reshape(-1, 1)
+    return cells | {"target_weights": torch.ones_like(cells["target_ids"], dtype=torch.float64)}
 
 
 def _by_position(values: Tensor, positions: Tensor, length: int) -> Tensor:

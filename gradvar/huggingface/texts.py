@@ -56,9 +56,7 @@ def from_texts(
     return objective, notices
 
 
-def with_texts(
-    objective: MaskedLM, texts: Sequence[str], tokenizer: Any = None
-) -> tuple[MaskedLM, tuple[str, ...]]:
+def with_texts(objective: MaskedLM, texts: Sequence[str], tokenizer: Any = None) -> tuple[MaskedLM, tuple[str, ...]]:
     """Put texts in the place of an objective's population; its model, masks and fitted network stay.
 
     Args:
@@ -125,7 +123,7 @@ def text_corpus(texts: Sequence[str], tokenizer: Any, max_length: int) -> tuple[
             )
         if len(body) > room:
             notices.append(
-                f"the text {_quoted(text)} has {len(body)} tokens; the first {room} were taken (--max-length {max_length})"
+                f"the text {_quoted(text)} has {len(body)} tokens; the first {room} were taken, see --max-length"
             )
             first = _start(framed, body)
             framed = [*framed[: first + room], *framed[first + len(body) :]]

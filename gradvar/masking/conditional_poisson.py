@@ -20,6 +20,7 @@ from gradvar.masking.designs import TOSS
 from gradvar.masking.hashing import hash_key, unit_interval
 from gradvar.masking.masks import chosen_of
 
+_CURVATURES, _LEAST = 12, 0.05  # steps to Hájek's c, and the least part of a step
 _HALVINGS = 40  # of the interval that holds log c: E N = k to nine digits, where any c would do
 
 
@@ -86,7 +87,7 @@ class ConditionalPoisson:
             ``[rows, draws, positions]`` bool.
         """
         count = self.counts.view(-1, 1, 1).expand(-1, keys.shape[1], 1)
-        for level, below in enumerate(reversed(self._tree[:-1])):
+        for level, below in reversed(list(enumerate(self._tree[:-1]))):  # from the leaves, so that padding is no level
             left, right = (x.unsqueeze(1).expand(-1, keys.shape[1], -1, -1) for x in (below[:, 0::2], below[:, 1::2]))
             to_left = torch.arange(left.shape[-1], device=keys.device)
             to_right = count.unsqueeze(-1) - to_left
@@ -103,8 +104,9 @@ class ConditionalPoisson:
 def log_odds_for(inclusion: Tensor, maskable: Tensor, counts: Tensor, steps: int) -> Tensor:
     """Find odds whose conditional Poisson design has (nearly) the given inclusion probabilities.
 
-    ``logit p_i <- logit p_i + logit target_i - logit pi_i(p)`` from ``p = target``, a fixed point iteration whose error
-    falls by a factor of about ``sum pi (1 - pi)`` a step (compare Chen, Dempster and Liu, Biometrika 1994).
+    ``logit p_i <- logit p_i + (1 - c_i/sum c)(logit target_i - logit pi_i)`` from ``p = target``: Newton steps with
+    Hájek's approximation of the covariance of the indicators, ``diag(c) - c c^T/sum c`` with ``c_i - c_i^2/sum c =
+    pi_i (1 - pi_i)``, which is exact at ``k = 1`` and ``k = T - 1``.
 
     Args:
         inclusion: ``[rows, positions]`` targets in (0, 1], summing to ``counts`` in every row.
@@ -116,10 +118,15 @@ def log_odds_for(inclusion: Tensor, maskable: Tensor, counts: Tensor, steps: int
         ``[rows, positions]`` float64; ``inf`` where the target is 1.
     """
     target = inclusion.logit()
+    spread = (inclusion * (1 - inclusion)).masked_fill(~maskable, 0.0)
+    factor = torch.ones_like(spread)
+    for _ in range(_CURVATURES):
+        curvature = spread / factor
+        factor = (1 - curvature / curvature.sum(dim=1, keepdim=True).clamp(min=1e-300)).clamp(min=_LEAST)
     odds = target
     for _ in range(steps):
         reached = ConditionalPoisson(odds, maskable, counts).inclusion().logit()
-        odds = torch.where(maskable & target.isfinite() & reached.isfinite(), odds + target - reached, odds)
+        odds = torch.where(maskable & target.isfinite() & reached.isfinite(), odds + factor * (target - reached), odds)
     return odds
 
 

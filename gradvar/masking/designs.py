@@ -15,9 +15,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from gradvar.masking.hashing import hash_key, unit_interval
-from gradvar.masking.masks import Masks, Sentences
-from gradvar.masking.uniform import uniform_subset
+from gradvar.masking.hashing import hash_key, shift_right, unit_interval
+from gradvar.masking.masks import Masks, Sentences, first_in_order
 
 # Streams of hashes, one a purpose; 1 to 5 are corruption, cells and dropout.
 POSITION = 0
@@ -64,15 +63,15 @@ class Design(Protocol):
         ...
 
 
-def position_keys(keys: Tensor, length: int) -> Tensor:
-    """Hash ``[rows, draws]`` keys to ``[rows * draws, positions]``: all designs share what they can."""
-    return hash_key(POSITION, keys.view(-1, 1), torch.arange(length, device=keys.device))
+def position_order(keys: Tensor, length: int) -> Tensor:
+    """A random order of positions, ``[rows * draws, positions]`` from ``[rows, draws]`` keys: all designs share it."""
+    return shift_right(hash_key(POSITION, keys.reshape(-1, 1), torch.arange(length, device=keys.device)), 1)
 
 
 def uniform_masks(sentences: Sentences, keys: Tensor) -> tuple[Tensor, Tensor]:
     """Draw uniform masks, ``(positions, valid)``, with ``[rows, draws]`` keys."""
     each = sentences.spread(keys.shape[1])
-    return uniform_subset(position_keys(keys, each.maskable.shape[1]), each.maskable, each.counts)
+    return first_in_order(position_order(keys, each.maskable.shape[1]), each.maskable, each.counts)
 
 
 def uniform_inclusion(sentences: Sentences) -> Tensor:
@@ -82,7 +81,7 @@ def uniform_inclusion(sentences: Sentences) -> Tensor:
 
 def exponential(stream: int, keys: Tensor, length: int) -> Tensor:
     """``[rows * draws, positions]`` standard exponential arrival times."""
-    return -torch.log1p(-unit_interval(hash_key(stream, keys.view(-1, 1), torch.arange(length, device=keys.device))))
+    return -torch.log1p(-unit_interval(hash_key(stream, keys.reshape(-1, 1), torch.arange(length, device=keys.device))))
 
 
 def mixed(keys: Tensor, epsilon: float) -> Tensor:

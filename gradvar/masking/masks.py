@@ -83,24 +83,22 @@ def first_in_order(order: Tensor, maskable: Tensor, counts: Tensor) -> tuple[Ten
     width = int(counts.max())
     never = torch.iinfo(order.dtype).max if order.dtype == torch.int64 else torch.inf
     chosen = order.masked_fill(~maskable, never).sort(dim=1, stable=True).indices[:, :width]
-    return _ascending(chosen, counts, order.shape[1])
+    surplus = torch.arange(width, device=order.device) >= counts.unsqueeze(1)
+    return _ascending(chosen.masked_fill(surplus, order.shape[1]), counts)
 
 
 def positions_of(chosen: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """List the positions of masks that are given as ``[cells, positions]`` bool; see :func:`first_in_order`."""
     length = chosen.shape[1]
     places = torch.arange(length, device=chosen.device)
-    return _ascending(torch.where(chosen, places, length), counts, length)
+    return _ascending(torch.where(chosen, places, length), counts)
 
 
-def _ascending(chosen: Tensor, counts: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Sort each row's first ``counts`` positions, or all where what is not chosen is ``length`` already."""
+def _ascending(chosen: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort each row's ``counts`` positions to the front; whatever else is there is larger than all positions."""
     width = int(counts.max())
     valid = torch.arange(width, device=chosen.device) < counts.unsqueeze(1)
-    if chosen.shape[1] == width:
-        chosen = chosen.masked_fill(~valid, length)
-    positions = chosen.sort(dim=1).values[:, :width]
-    return positions.masked_fill(~valid, 0), valid
+    return chosen.sort(dim=1).values[:, :width].masked_fill(~valid, 0), valid
 
 
 def chosen_of(positions: Tensor, valid: Tensor, length: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradvar.masking import conditional_poisson
-from gradvar.masking.designs import START, SetScores, Unbiased, mix, position_keys
+from gradvar.masking.designs import START, SetScores, Unbiased, mix, position_order
 from gradvar.masking.hashing import hash_key, unit_interval
 from gradvar.masking.masks import Masks, Sentences, positions_of
 
@@ -92,7 +92,7 @@ def capped(scores: Tensor, sentences: Sentences) -> Tensor:
 def _systematic(inclusion: Tensor, sentences: Sentences, keys: Tensor) -> Tensor:
     """Choose where the running sum of the inclusion probabilities, in random order, passes u, u + 1, ..."""
     draws, length = keys.shape[1], inclusion.shape[1]
-    order = (position_keys(keys, length) >> 1).argsort(dim=1)
+    order = position_order(keys, length).argsort(dim=1)
     ranked = inclusion.repeat_interleave(draws, dim=0).gather(1, order)
     running = ranked.cumsum(dim=1)
     counts = sentences.counts.repeat_interleave(draws).double().unsqueeze(1)

@@ -18,7 +18,7 @@ from gradvar.errors import GradvarError
 from gradvar.masking.designs import Design, SetScores
 from gradvar.masking.masks import Masks, Sentences
 from gradvar.masking.pps import PPS
-from gradvar.masking.scores import SCORES, Power, Score, Task, TokenTable, Uniform, positive, set_scores
+from gradvar.masking.scores import SCORES, Power, Score, Task, TokenTable, Uniform, plain, positive, set_scores
 from gradvar.masking.sets import ConditionalPoisson, Disjoint, Midzuno, Pool, Simple
 from gradvar.masking.units import Hard, Span, WholeWord
 
@@ -61,7 +61,7 @@ class Proposal:
 
     def __str__(self) -> str:
         """Write the proposal as :func:`parse_proposal` reads it."""
-        rate = "" if self.mask_rate is None else f"@{self.mask_rate:g}"
+        rate = "" if self.mask_rate is None else f"@{plain(self.mask_rate)}"
         return f"{self.score}/{_design_text(self.design)}{rate}"
 
 
@@ -176,8 +176,8 @@ def _design(text: str, name: str, argument: str | None, epsilon: float | None) -
 
 def _score(text: str, name: str, more: Mapping[str, Score]) -> Score:
     base, mark, exponent = name.rpartition("^")
-    if not mark:
-        base = name
+    if not mark or (base.startswith(FILE) and not _is_number(exponent)):  # a path may hold a caret
+        base, mark = name, ""
     known = {**SCORES, **more}
     if base.startswith(FILE):
         score: Score = TokenTable(base.removeprefix(FILE))
@@ -193,6 +193,14 @@ def _score(text: str, name: str, more: Mapping[str, Score]) -> Score:
         return Power(score, _number(exponent))
     except ValueError:
         raise GradvarError(f"'{text}': the exponent '{exponent}' is not a number; write {GRAMMAR}") from None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        _number(text)
+    except ValueError:
+        return False
+    return True
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -218,7 +226,7 @@ def _design_text(design: Design) -> str:
             defaults = kind.make()
             argument = values.get(kind.field or "")
             given = kind.field and (argument != getattr(defaults, kind.field) or name in ("pool", "disjoint"))
-            shown = f":{argument:g}" if isinstance(argument, float) else f":{argument}"
+            shown = f":{plain(argument)}" if isinstance(argument, float) else f":{argument}"
             epsilon = values.get("epsilon", 0.0)
-            return f"{name}{shown if given else ''}{f'~{epsilon:g}' if epsilon else ''}"
+            return f"{name}{shown if given else ''}{f'~{plain(epsilon)}' if epsilon else ''}"
     return getattr(design, "name", type(design).__name__)

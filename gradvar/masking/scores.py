@@ -6,7 +6,6 @@ the model. Scores are made positive by :func:`positive`, the same way for all.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,23 +146,25 @@ class TokenTable:
         table = torch.full((max(vocabulary.values()) + 1,), torch.nan, dtype=torch.float64)
         listed: dict[str, float] = {}
         try:
-            with Path(self.path).open(encoding="utf-8", newline="") as stream:
-                for number, row in enumerate(csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
-                    if not row:
-                        continue
-                    token, score = row
-                    value = float(score)
-                    if not 0 <= value < float("inf"):
-                        raise GradvarError(f"{self.path}, line {number}: the score {score} is not a number from 0 up")
-                    if token != "*" and token not in vocabulary:
-                        raise GradvarError(f"{self.path}, line {number}: '{token}' is no token of the checkpoint")
-                    listed[token] = value
+            text = Path(self.path).read_text(encoding="utf-8")
         except OSError as error:
             raise GradvarError(f"the score file '{self.path}' cannot be read ({error.strerror})") from error
-        except ValueError as error:
-            raise GradvarError(
-                f"{self.path}, line {number}: not 'token<TAB>score'; one token and one number a line"
-            ) from error
+        except UnicodeDecodeError as error:
+            raise GradvarError(f"{self.path} is not UTF-8 text; save it as UTF-8") from error
+        for number, line in enumerate(text.split("\n"), 1):
+            if not line.strip():
+                continue
+            token, tab, score = line.removesuffix("\r").partition("\t")
+            value = _number(score) if tab else None
+            if value is None:
+                raise GradvarError(
+                    f"{self.path}, line {number}: not 'token<TAB>score'; one token and one number a line"
+                )
+            if not 0 <= value < float("inf"):
+                raise GradvarError(f"{self.path}, line {number}: the score {score} is not a number from 0 up")
+            if token != "*" and token not in vocabulary:
+                raise GradvarError(f"{self.path}, line {number}: '{token}' is no token of the checkpoint")
+            listed[token] = value
         if "*" in listed:
             table.fill_(listed.pop("*"))
         for token, value in listed.items():
@@ -223,7 +224,20 @@ class Power:
 
     def __str__(self) -> str:
         """Name the score."""
-        return f"{self.score}^{self.exponent:g}"
+        return f"{self.score}^{plain(self.exponent)}"
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def plain(number: float) -> str:
+    """Write a number so that reading it gives the same: in few digits where they do."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
 
 
 SCORES: dict[str, Score] = {

@@ -21,7 +21,7 @@ from gradvar.masking.designs import (
     exponential,
     mix,
     mixed,
-    position_keys,
+    position_order,
     sum_over,
     uniform_inclusion,
     uniform_masks,
@@ -71,8 +71,8 @@ class SetDesign(ABC):
         log_weight = self._log_weight(sentences, scores, positions, valid)
         if not self.epsilon:
             return log_weight
-        tilted = log_weight.neg() + torch.tensor(1 - self.epsilon).double().log()
-        return -torch.logaddexp(tilted, torch.full_like(tilted, self.epsilon).log())
+        mixed_in = torch.full_like(log_weight, self.epsilon)
+        return -torch.logaddexp(torch.log1p(-mixed_in) - log_weight, mixed_in.log())
 
     def inclusion(self, sentences: Sentences, scores: Tensor) -> Tensor:
         """Compute inclusion probabilities; see :class:`Design`."""
@@ -116,18 +116,19 @@ class Midzuno(SetDesign):
         each = sentences.spread(keys.shape[1])
         arrival = exponential(FIRST, keys, scores.shape[1]) / scores.repeat_interleave(keys.shape[1], dim=0)
         first = arrival.masked_fill(~each.maskable, torch.inf).argmin(dim=1, keepdim=True)
-        order = position_keys(keys, scores.shape[1]).scatter(1, first, torch.iinfo(torch.int64).min)
+        order = position_order(keys, scores.shape[1]).scatter(1, first, -1)
         return first_in_order(order, each.maskable, each.counts)
 
     def _log_weight(self, sentences: Sentences, scores: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
-        everywhere = scores.sum(dim=1) / sentences.totals
+        everywhere = (scores * sentences.maskable).sum(dim=1) / sentences.totals
         times = len(positions) // len(scores)
         there = sum_over(scores, positions, valid) / valid.sum(dim=1)
         return everywhere.log().repeat_interleave(times) - there.log()
 
     def _inclusion(self, sentences: Sentences, scores: Tensor) -> Tensor:
+        scores = scores * sentences.maskable
         first = scores / scores.sum(dim=1, keepdim=True)
-        others = (sentences.counts - 1) / (sentences.totals - 1).clamp(min=1)
+        others = (sentences.counts - 1).double() / (sentences.totals - 1).clamp(min=1)
         return (first + (1 - first) * others.unsqueeze(1)) * sentences.maskable
 
 
@@ -194,6 +195,7 @@ class Pool:
         else:
             found = of_sets(positions, valid, candidates.flatten()).double()
         shares = found.view(-1, self.candidates)
+        shares = torch.where(shares.sum(dim=1, keepdim=True) > 0, shares, 1.0)  # nothing tells candidates of zero apart
         shares = (1 - self.epsilon) * shares / shares.sum(dim=1, keepdim=True) + self.epsilon / self.candidates
         cumulative = shares.cumsum(dim=1)
         toss = unit_interval(hash_key(CHOICE, keys.flatten())) * cumulative[:, -1] * (1 - 2.0**-50)
@@ -232,7 +234,7 @@ class Disjoint:
         """Draw masks; see :class:`Design`, and :func:`check_fits` for the error where they do not fit."""
         check_fits(self.masks, sentences.totals, sentences.counts)
         each, length = sentences.spread(keys.shape[1]), scores.shape[1]
-        order = (position_keys(keys, length) >> 1).masked_fill(~each.maskable, torch.iinfo(torch.int64).max)
+        order = position_order(keys, length).masked_fill(~each.maskable, torch.iinfo(torch.int64).max)
         ranked = order.argsort(dim=1)
         width = int(sentences.counts.max())
         block = torch.arange(self.masks, device=keys.device).view(1, -1, 1) * each.counts.view(-1, 1, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from gradvar.decomposition.estimate import Estimate
@@ -11,6 +11,8 @@ from gradvar.decomposition.merit import Disjoint
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
+
+    from gradvar.report.tokens import TokenScores
 
 COMPARISON_SCHEMA = "gradvar/comparison/v1"
 
@@ -78,7 +80,7 @@ class Row:
 
     def estimates(self) -> dict[str, Estimate]:
         """Return everything that is an estimate, by name."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Estimate)}
 
 
@@ -97,6 +99,7 @@ class Comparison:
         study: What was asked for.
         provenance: What ran.
         notices: What a reader should know, one line each.
+        tokens: What single tokens of some of the sentences scored, where that was kept.
     """
 
     headroom: dict[str, Estimate]
@@ -106,6 +109,7 @@ class Comparison:
     study: dict[str, Any]
     provenance: dict[str, Any]
     notices: tuple[str, ...]
+    tokens: TokenScores | None = field(default=None, compare=False)
 
     def __getitem__(self, proposal: str) -> Row:
         """Return the row of a proposal."""

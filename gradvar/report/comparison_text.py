@@ -19,6 +19,7 @@ CEILINGS = {
     "position": "weighting single positions",
     "stratification": "disjoint masks",
 }
+ERRORS = "Beside uniform masks, as parts of their mask variance"
 
 
 def comparison_summary(result: Comparison) -> str:
@@ -30,21 +31,54 @@ def comparison_summary(result: Comparison) -> str:
 
 def render_comparison(result: Comparison) -> RenderableType:
     """Build what a terminal shows."""
-    study = result.study
-    title = (
-        f"{len(result.proposals)} ways to choose masks, from {study['sentences']} sentences × {study['masks']} masks"
-    )
     source = result.provenance.get("checkpoint")
-    parts: list[RenderableType] = [Text(title, style="bold")]
+    parts: list[RenderableType] = [Text(comparison_headline(result), style="bold")]
     parts += [Text(str(source), style="dim")] if source else []
     parts += [Text(""), *(Text(line) for line in ceiling_lines(result)), Text("")]
-    parts += [Text("Beside uniform masks, as parts of their mask variance")]
+    parts += [Text(ERRORS)]
     parts += [_error_table(result), Text("")]
-    parts += [Text(f"At equal cost; over 1 is better than uniform (B = {study['batch']})")]
+    parts += [Text(gains_caption(result))]
     parts += [_gain_table(result), Text("")]
     parts += [Text(line) for line in verdicts(result)]
-    parts += [Text(f"note: {line}", style="yellow") for line in (*result.notices, *_reasons(result))]
+    parts += [Text(f"note: {line}", style="yellow") for line in comparison_notes(result)]
     return Group(*parts)
+
+
+def comparison_headline(result: Comparison) -> str:
+    """Say what was compared, and from how many draws."""
+    study = result.study
+    return f"{len(result.proposals)} ways to choose masks, from {study['sentences']} sentences × {study['masks']} masks"
+
+
+def comparison_notes(result: Comparison) -> list[str]:
+    """List what a reader should know: the study's notices, and why values are missing."""
+    return [*result.notices, *_reasons(result)]
+
+
+def error_rows(result: Comparison) -> list[tuple[str, ...]]:
+    """List the proposals: name, variance, squared bias, largest weight."""
+    return [
+        (
+            row.proposal,
+            _value(row.variance_ratio),
+            "0 by design" if row.declared_unbiased else str(row.bias2_ratio),
+            _short(row.max_weight),
+        )
+        for row in result.proposals
+    ]
+
+
+def gain_rows(result: Comparison) -> list[tuple[str, ...]]:
+    """List the proposals: name, cost, efficiency, batch gain."""
+    return [
+        (row.proposal, _short(row.cost_ratio), _value(row.efficiency), _value(row.batch_gain_at_batch))
+        for row in result.proposals
+    ]
+
+
+def gains_caption(result: Comparison) -> str:
+    """Head the table of gains."""
+    return f"At equal cost; over 1 is better than uniform (B = {result.study['batch']})"
 
 
 def ceiling_lines(result: Comparison) -> list[str]:
@@ -82,16 +116,15 @@ def _above_one(estimate: Estimate) -> bool:
 
 def _error_table(result: Comparison) -> RenderableType:
     table = plain_table("proposal", "variance [95 %]", "bias²", "max w")
-    for row in result.proposals:
-        bias = "0 by design" if row.declared_unbiased else str(row.bias2_ratio)
-        table.add_row(row.proposal, _value(row.variance_ratio), bias, _short(row.max_weight))
+    for row in error_rows(result):
+        table.add_row(*row)
     return table
 
 
 def _gain_table(result: Comparison) -> RenderableType:
     table = plain_table("proposal", "cost", "efficiency", "batch gain at B")
-    for row in result.proposals:
-        table.add_row(row.proposal, _short(row.cost_ratio), _value(row.efficiency), _value(row.batch_gain_at_batch))
+    for row in gain_rows(result):
+        table.add_row(*row)
     return table
 
 

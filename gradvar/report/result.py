@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
+    from gradvar.report.tokens import TokenScores
+
 SCHEMA = "gradvar/decomposition/v1"
 
 
@@ -105,6 +107,7 @@ class Decomposition:
         losses: ``[N, cells]`` loss of each cell.
         cell_norm2: ``[N, cells]`` squared gradient norm of each cell.
         draw: What a draw of the mask level is, where it is several disjoint masks.
+        tokens: What single tokens of some of the sentences scored, where that was measured.
     """
 
     levels: tuple[str, ...]
@@ -124,6 +127,7 @@ class Decomposition:
     losses: np.ndarray = field(compare=False)
     cell_norm2: np.ndarray = field(compare=False)
     draw: DisjointDraw | None = None
+    tokens: TokenScores | None = field(default=None, compare=False)
 
     def variance(self, batch: float, *draws: int) -> Estimate:
         """Estimate the variance of a batch gradient.

@@ -33,12 +33,8 @@ def summary(result: Decomposition) -> str:
 
 def render(result: Decomposition) -> RenderableType:
     """Build what a terminal shows."""
-    names = (result.unit, *(result.levels[1:] if result.draw is None else ("draw",)))
-    draws = " × ".join(f"{n} {name}s" for n, name in zip(result.statistics.counts, names, strict=True))
-    what = "cell" if result.draw is None else f"draw of {result.draw.masks} disjoint masks"
-    title = f"Gradient variance of one {what}, from {draws}"
     source = result.provenance.get("checkpoint")
-    parts: list[RenderableType] = [Text(title, style="bold")]
+    parts: list[RenderableType] = [Text(headline(result), style="bold")]
     parts += [Text(str(source), style="dim")] if source else []
     parts += [Text(f"masks by {result.proposal}")] if result.proposal != "uniform/simple" else []
     parts += [Text(""), _levels_table(result), Text("")]
@@ -46,8 +42,16 @@ def render(result: Decomposition) -> RenderableType:
     parts += [Text(""), _layers_table(result)]
     if len(result.layers) > _LAYERS:
         parts.append(Text(f"… and {len(result.layers) - _LAYERS} more layers", style="dim"))
-    parts += [Text(f"note: {line}", style="yellow") for line in (*result.notices, *_reasons(result))]
+    parts += [Text(f"note: {line}", style="yellow") for line in notes(result)]
     return Group(*parts)
+
+
+def headline(result: Decomposition) -> str:
+    """Say what was measured, and from how many draws."""
+    names = (result.unit, *(result.levels[1:] if result.draw is None else ("draw",)))
+    draws = " × ".join(f"{n} {name}s" for n, name in zip(result.statistics.counts, names, strict=True))
+    what = "cell" if result.draw is None else f"draw of {result.draw.masks} disjoint masks"
+    return f"Gradient variance of one {what}, from {draws}"
 
 
 def findings(result: Decomposition) -> list[str]:
@@ -74,6 +78,34 @@ def findings(result: Decomposition) -> list[str]:
     return lines
 
 
+def notes(result: Decomposition) -> list[str]:
+    """List what a reader should know: the study's notices, and why values are missing."""
+    return [*result.notices, *_reasons(result)]
+
+
+def level_rows(result: Decomposition) -> list[tuple[str, ...]]:
+    """List the levels: name, variance, share, noise scale."""
+    return [
+        (level, str(result.components[level]), percent(result.shares[level]), str(result.noise_scale[level]))
+        for level in result.levels
+    ]
+
+
+def layer_rows(result: Decomposition) -> list[tuple[str, ...]]:
+    """List the layers, those with most variance first: name, part of the total, share of the innermost level."""
+    inner, whole = result.levels[-1], float(result.statistics.values.sum())
+    rows: list[tuple[str, ...]] = []
+    for layer in by_variance(result):
+        part = f"{100 * layer.statistics.values.sum() / whole:.1f} %" if whole > 0 else "-"
+        rows.append((layer.name, part, percent(layer.shares[inner])))
+    return rows
+
+
+def by_variance(result: Decomposition) -> list[Layer]:
+    """Return the layers, those with most variance first."""
+    return sorted(result.layers, key=lambda layer: -float(layer.statistics.values.sum()))
+
+
 def percent(estimate: Estimate) -> str:
     """Format a share as a percentage with its interval."""
     if estimate.estimate is None:
@@ -93,10 +125,8 @@ def plain_table(*columns: str) -> Table:
 
 def _levels_table(result: Decomposition) -> Table:
     table = plain_table("level", "variance [95 %]", "share", "noise scale")
-    for level in result.levels:
-        table.add_row(
-            level, str(result.components[level]), percent(result.shares[level]), str(result.noise_scale[level])
-        )
+    for row in level_rows(result):
+        table.add_row(*row)
     return table
 
 
@@ -106,16 +136,9 @@ def _layers_table(result: Decomposition) -> Table:
     table = plain_table("layer", "of total", f"{inner} share")
     table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
     table.columns[1].justify = "right"
-    whole = float(result.statistics.values.sum())
-    for layer in _largest(result):
-        share = f"{100 * layer.statistics.values.sum() / whole:.1f} %" if whole > 0 else "-"
-        table.add_row(layer.name, share, percent(layer.shares[inner]))
+    for row in layer_rows(result)[:_LAYERS]:
+        table.add_row(*row)
     return table
-
-
-def _largest(result: Decomposition) -> list[Layer]:
-    """Return the layers with most variance, the largest first."""
-    return sorted(result.layers, key=lambda layer: -float(layer.statistics.values.sum()))[:_LAYERS]
 
 
 def _reasons(result: Decomposition) -> list[str]:
@@ -135,7 +158,7 @@ def _reasons(result: Decomposition) -> list[str]:
             named.setdefault(estimate.reason, []).append(name)
     inner = result.levels[-1]
     said = set(named)
-    for layer in _largest(result):
+    for layer in by_variance(result)[:_LAYERS]:
         reason = layer.shares[inner].reason
         if reason and reason not in said:
             named.setdefault(reason, []).append(f"{inner} share of {layer.name}")

@@ -12,24 +12,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from gradvar.errors import GradvarError
 from gradvar.report.comparison import Comparison
 from gradvar.report.comparison_figures import COMPARISON_FIGURES
 from gradvar.report.comparison_text import comparison_summary
 from gradvar.report.figures import FIGURES
+from gradvar.report.page import render_page
 from gradvar.report.result import Decomposition
 from gradvar.report.text import summary
+from gradvar.report.tokens import TokenScores
+from gradvar.report.tokens_text import tokens_summary
 
 CELLS = "cells.parquet"
 
 
 def _files(json_name: str, table: str, figures: Iterable[str]) -> tuple[str, ...]:
-    return json_name, table, "summary.txt", *(f"{name}.{ending}" for name in figures for ending in ("png", "svg"))
+    drawn = (f"{name}.{ending}" for name in figures for ending in ("png", "svg"))
+    return json_name, table, "summary.txt", "report.html", *drawn
 
 
 FILES = (*_files("decomposition.json", "layers.csv", FIGURES), CELLS)
 COMPARISON_FILES = _files("comparison.json", "proposals.csv", COMPARISON_FIGURES)
-_EVERY = (*FILES, *COMPARISON_FILES)
+TOKENS_FILES = _files("tokens.json", "tokens.csv", ())
+_EVERY = (*FILES, *COMPARISON_FILES, *TOKENS_FILES)
 
 
 def check_writable(out: str | Path, overwrite: bool = False) -> Path:
@@ -62,19 +69,19 @@ def check_writable(out: str | Path, overwrite: bool = False) -> Path:
 
 
 def write_report(
-    result: Decomposition | Comparison,
+    result: Decomposition | Comparison | TokenScores,
     out: str | Path,
     *,
     overwrite: bool = False,
     cells: Mapping[str, Sequence[Any]] | None = None,
 ) -> Path:
-    """Write a report folder: JSON, CSV, text and figures, and optionally the cells.
+    """Write a report folder: JSON, CSV, text, figures and a page of all of it, and optionally the cells.
 
     Everything is written to a temporary folder first, whose files then take their places by renaming, which
     Ctrl-C does not interrupt.
 
     Args:
-        result: A decomposition or a comparison.
+        result: A decomposition, a comparison or the scores of tokens.
         out: The folder.
         overwrite: Replace a report that is there.
         cells: Columns of ``cells.parquet``, a value a cell.
@@ -136,18 +143,24 @@ def _uninterrupted() -> Iterator[None]:
         signal.raise_signal(signal.SIGINT)
 
 
-def _write_files(result: Decomposition | Comparison, folder: Path, cells: Mapping[str, Sequence[Any]] | None) -> None:
-    names, text, figures = (
-        (FILES, summary(result), FIGURES)
-        if isinstance(result, Decomposition)
-        else (COMPARISON_FILES, comparison_summary(result), COMPARISON_FIGURES)
-    )
+def _write_files(
+    result: Decomposition | Comparison | TokenScores, folder: Path, cells: Mapping[str, Sequence[Any]] | None
+) -> None:
+    figures: dict[str, Figure] = {}
+    if isinstance(result, Decomposition):
+        names, text = FILES, summary(result)
+        figures = {name: result.plot(name) for name in FIGURES}
+    elif isinstance(result, Comparison):
+        names, text = COMPARISON_FILES, comparison_summary(result)
+        figures = {name: result.plot(name) for name in COMPARISON_FIGURES}
+    else:
+        names, text = TOKENS_FILES, tokens_summary(result)
     data = json.dumps(result.to_json(), indent=2, allow_nan=False, ensure_ascii=False)
     (folder / names[0]).write_text(data + "\n", encoding="utf-8")
     result.to_frame().to_csv(folder / names[1], index=False)
     (folder / names[2]).write_text(text + "\n", encoding="utf-8")
-    for name in figures:
-        figure = result.plot(name)
+    (folder / names[3]).write_text(render_page(result, figures), encoding="utf-8")
+    for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=150)
         figure.savefig(folder / f"{name}.svg")
     if cells is not None:
