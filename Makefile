@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-full lint format benchmark mutation clean
+.PHONY: demo test test-full lint format benchmark mutation screenshots clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +44,10 @@ benchmark: $(STAMP)
 mutation: $(STAMP)
 	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[test,mutation]"
 	$(BIN)/python scripts/mutation.py
+
+screenshots: $(STAMP)
+	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[screenshots]"
+	$(BIN)/python scripts/screenshots.py --out out/screenshots
 
 clean:
 	rm -rf $(VENV) out build dist

@@ -111,11 +111,12 @@ def measure_arm(study: Study, proposal: Proposal, progress: Callable[[int, int],
     )
     whole = Components(total(list(measured.moments.values())), objective.levels)
     parts = whole.contributions
+    unbiased = together > 1 and objective.mask_rate == study.objective.mask_rate
+    bias = None if unbiased else squared_difference(measured.tables, study.measured.tables)
+    data, signal = (study.draws.data, study.draws.signal) if unbiased else (parts[:, 0], whole.signal_contributions)
     if together > 1:
-        of_draw = parts[:, 1] + parts[:, 2] / together
-        return Draws(of_draw, study.draws.data, study.draws.signal, None, together, covariance=parts[:, 1])
-    bias = squared_difference(measured.tables, study.measured.tables)
-    return Draws(parts[:, 1], parts[:, 0], whole.signal_contributions, bias)
+        return Draws(parts[:, 1] + parts[:, 2] / together, data, signal, bias, together, covariance=parts[:, 1])
+    return Draws(parts[:, 1], data, signal, bias)
 
 
 def reweighted(study: Study, proposal: Proposal, scores: Tensor, cell_scores: np.ndarray | None) -> Draws:
@@ -214,11 +215,7 @@ def weights_of(study: Study, proposal: Proposal, scores: Tensor, of_cells: np.nd
     rows = len(sentences.ids)
     if of_cells is not None:
         assert isinstance(proposal.design, Pool)
-        # Of a pool's weights 1/(R Pr_r), drawn with the chances Pr_r: E w = 1, E w^2 = sum_r 1/Pr_r / R^2.
-        size = proposal.design.candidates
-        pools = [chances for _, chances in _pools(of_cells, proposal.design)]
-        second = np.mean([(1 / chances).sum(axis=1) for chances in pools], axis=0) / size**2
-        return Weights(np.ones(rows), second, max(float((1 / chances).max()) for chances in pools) / size)
+        return _pool_weights(of_cells, proposal.design)
     keys = hash_key(_STREAM, sentences.keys.unsqueeze(1), torch.arange(_WEIGHTS, device=sentences.keys.device))
     masks = proposal.draw(sentences, scores, keys, objective.scoring)
     counts = masks.valid.sum(dim=1, keepdim=True)
@@ -227,6 +224,19 @@ def weights_of(study: Study, proposal: Proposal, scores: Tensor, of_cells: np.nd
     first = relative.sum(dim=1) / targets
     second = relative.square().sum(dim=1) / targets
     return Weights(first.cpu().numpy(), second.cpu().numpy(), float(relative.max()))
+
+
+def _pool_weights(scores: np.ndarray, design: Pool) -> Weights:
+    """Weights ``1/(R Pr_r)``, drawn with the chances ``Pr_r``: ``E w = 1``, ``E w^2 = sum_r 1/Pr_r / R^2``."""
+    size, (rows, cells) = design.candidates, scores.shape
+    if size > cells and design.epsilon == 0:  # by pairs; the largest is that of the worst pool
+        pairs = (scores.sum(axis=1) * (1 / scores).sum(axis=1) - cells) / (cells * (cells - 1))
+        least, most = scores.min(axis=1), scores.max(axis=1)
+        worst = float(((least + (size - 1) * most) / least).max()) / size
+        return Weights(np.ones(rows), 1 / size + (1 - 1 / size) * pairs, worst)
+    pools = [chances for _, chances in _pools(scores, design)]
+    second = np.mean([(1 / chances).sum(axis=1) for chances in pools], axis=0) / size**2
+    return Weights(np.ones(rows), second, max(float((1 / chances).max()) for chances in pools) / size)
 
 
 def time_drawing(study: Study, proposal: Proposal, scores: Tensor) -> np.ndarray:

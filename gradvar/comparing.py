@@ -24,6 +24,7 @@ from gradvar.masking.sets import Pool
 from gradvar.measure import measure
 from gradvar.provenance import command, versions
 from gradvar.report.comparison import Comparison, Row
+from gradvar.shading import SHOWN, score_tokens
 from gradvar.study import check_request
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def compare(
     if objective.levels != ("data", "mask") or objective.proposal != Proposal():
         raise GradvarError("compare begins with uniform masks and without dropout; leave --proposal and --dropout out")
     start = time.perf_counter()
+    objective = objective.studying(parameters)
     wanted, notices = _field(objective, proposals)
     own = [p for p in wanted if arms.needs_cells(p, objective.mask_rate)]
     steps = _Steps(progress, objective, sentences, masks, own)
@@ -146,6 +148,7 @@ def compare(
             "wall_seconds": time.perf_counter() - start,
         },
         notices=(*notices, *study.measured.notices),
+        tokens=score_tokens(objective, study.measured.data[:SHOWN].tolist(), seed=seed),
     )
 
 

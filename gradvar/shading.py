@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _MEASURED = ("oracle", "loss", "logit")
 _FITTED = "mapnet"
+SHOWN = 3
+"""Sentences that the report of another study shows, where it has measured the oracle anyway."""
 
 
 def score_tokens(

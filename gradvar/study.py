@@ -17,6 +17,7 @@ from gradvar.decomposition.components import Components
 from gradvar.decomposition.estimate import Estimate, unresolved
 from gradvar.decomposition.moments import total
 from gradvar.errors import GradvarError
+from gradvar.masking.proposal import Proposal
 from gradvar.measure import Goal, Measurement, measure
 from gradvar.objective import Objective, is_masked_lm, unit_of
 from gradvar.persample.parameters import compile_pattern
@@ -26,6 +27,7 @@ from gradvar.runner import check_engine_name
 
 if TYPE_CHECKING:
     from gradvar.huggingface.masked_lm import MaskedLM
+    from gradvar.report.tokens import TokenScores
 
 _OPTIONS = {"data": "sentences", "mask": "masks", "dropout": "dropout"}
 """What sets the draws of each of a masked LM's levels, here and on the command line."""
@@ -75,6 +77,8 @@ def decompose(
         GradvarError: If something that was asked for cannot be done; the message says what to change.
     """  # noqa: DOC502
     inner = (masks,) if isinstance(masks, int) else tuple(masks)
+    if isinstance(getattr(objective, "proposal", None), Proposal):
+        objective = objective.studying(parameters)  # type: ignore[attr-defined]  # a masked LM
     together = _masks_of_a_draw(objective)
     if together > 1:
         inner = _grouped(objective, inner, together)
@@ -138,6 +142,7 @@ def decompose(
         losses=measured.losses,
         cell_norm2=norms,
         draw=draw,
+        tokens=_tokens(objective, measured, seed) if headroom else None,
     )
 
 
@@ -238,6 +243,14 @@ def _headroom(
     masks = masks_of(lm, sentences, measured, whole.counts[1], seed)
     norms = gradient_norms(lm, sentences)
     return headroom(whole, sentences, masks, norms, lm.weights_of(measured.data.tolist()))
+
+
+def _tokens(objective: Objective, measured: Measurement, seed: int) -> TokenScores:
+    """Show the first sentences by scores that the ceilings have measured already."""
+    from gradvar.shading import SHOWN, score_tokens
+
+    lm: MaskedLM = objective  # type: ignore[assignment]  # as _check_headroom made sure
+    return score_tokens(lm, measured.data[:SHOWN].tolist(), seed=seed)
 
 
 def _check_counts(objective: Objective, counts: tuple[int, ...]) -> None:

@@ -112,6 +112,7 @@ class Tokenizer:
         return VOCABULARY
 
     def get_vocab(self) -> dict[str, int]:
+        """Name the tokens by their ids."""
         return {f"w{word}": word for word in range(VOCABULARY)}
 
 

@@ -204,6 +204,20 @@ class MaskedLM:
         """Count the sentences of the corpus."""
         return len(self.corpus)
 
+    def studying(self, parameters: str | None) -> MaskedLM:
+        """Return the same objective with scores by the gradients of some parameters only.
+
+        Args:
+            parameters: Regular expression of their names; None takes all.
+
+        Returns:
+            The other objective.
+        """
+        other = copy(self)
+        other.scoring = self.scoring.of(parameters)
+        other._scores = self._scores if other.scoring is self.scoring else {}
+        return other
+
     def sentences(self, data: Sequence[int], seed: int) -> Sentences:
         """Return sentences as a proposal sees them, on the model's device.
 

@@ -48,6 +48,12 @@ class Scoring:
         self._known: dict[tuple[Quantity, int, int], Tensor] = {}
         self._engine: tuple[Engine, list[Target]] | None = None
 
+    def of(self, parameters: str | None) -> Scoring:
+        """Return one that counts the gradients of some parameters only, with nothing measured yet."""
+        return (
+            self if parameters == self._parameters else Scoring(self.objective, self.contexts, self._choice, parameters)
+        )
+
     def fresh(self, contexts: int | None = None) -> Scoring:
         """Return the same, with nothing measured yet, perhaps for another number of contexts."""
         other = Scoring(self.objective, contexts or self.contexts, self._choice, self._parameters)
@@ -66,6 +72,7 @@ class Scoring:
                 self._known |= {(name, key, count): values.cpu() for name, values in found.items()}
             rows.append(self._known[quantity, key, count].T)
         together = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # [rows, positions, contexts]
+        together = F.pad(together, (0, 0, 0, sentences.ids.shape[1] - together.shape[1]))
         return together.permute(2, 0, 1).to(sentences.ids.device)
 
     def at_masks(self, quantity: Quantity, sentences: Sentences, masks: Masks) -> Tensor:
@@ -89,7 +96,7 @@ class Scoring:
 
         def norms(positions: Tensor, valid: Tensor, keys: Tensor) -> Tensor:
             counts = valid.sum(dim=1, keepdim=True)
-            masks = Masks(positions, valid, valid / counts, keys)
+            masks = Masks(positions, valid, valid.double() / counts, keys)
             batch = self.objective.corrupted(sentences, masks) | {"target_weights": masks.weights}
             return self._norms(batch)
 

@@ -22,7 +22,7 @@ def continuing(vocabulary: Mapping[str, int]) -> np.ndarray:
     found = np.zeros(max(vocabulary.values()) + 1, dtype=bool)
     goes_on = [i for token, i in vocabulary.items() if token.startswith(_CONTINUES)]
     begins = [i for token, i in vocabulary.items() if token.startswith(_BEGINS)]
-    if goes_on:
+    if len(goes_on) > len(begins):  # byte-level vocabularies hold a few tokens of number signs
         found[goes_on] = True
     elif begins:
         found[list(vocabulary.values())] = True

@@ -47,7 +47,7 @@ class MapNet(nn.Module):
         else:
             self.entry = _table(config.vocabulary, width)
         self.positions = _table(config.max_length, width)
-        # Encoders differ by a factor of fifty in the scale of their embeddings.
+        # The scale of the embeddings differs from encoder to encoder; it says nothing about positions.
         self.entry_norm = nn.LayerNorm(width)
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)

@@ -16,6 +16,7 @@ from gradvar.report.text import WIDTH, plain_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
     from gradvar.mapnet.network import MapNet
 
@@ -82,6 +83,17 @@ class Fit:
             "study": self.study,
             "provenance": self.provenance,
         }
+
+    def to_frame(self) -> DataFrame:
+        """Return the learning curve as a pandas table."""
+        import pandas
+
+        return pandas.DataFrame(
+            [
+                {"sentences": n, "ceiling_share": e.estimate, "ceiling_share_low": e.low, "ceiling_share_high": e.high}
+                for n, e in self.curve
+            ]
+        )
 
     def plot(self) -> Figure:
         """Draw the learning curve: ceiling share against sentences seen."""

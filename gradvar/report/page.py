@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -126,12 +125,11 @@ class Block:
     table: Table
 
 
-def render_page(result: Decomposition | Comparison | TokenScores, figures: Mapping[str, Figure] | None = None) -> str:
+def render_page(result: Decomposition | Comparison | TokenScores) -> str:
     """Render a result as one HTML file.
 
     Args:
         result: A decomposition, a comparison or token scores.
-        figures: Its figures by name, if they are drawn already; None draws them.
 
     Returns:
         The page: semantic HTML with its style inside, no script and no reference to anything outside.
@@ -141,7 +139,7 @@ def render_page(result: Decomposition | Comparison | TokenScores, figures: Mappi
     return _template().render(
         **view,
         source=result.provenance.get("checkpoint"),
-        pictures=[_picture(name, figure) for name, figure in _drawn(result, figures).items()],
+        pictures=[_picture(name, figure) for name, figure in _drawn(result).items()],
         blocks=[] if tokens is None else [_block(i, s, tokens) for i, s in enumerate(tokens.sentences, 1)],
         scales=[] if tokens is None else [(name, SCALES[name]) for name in tokens.names],
         contexts=None if tokens is None else tokens.study["contexts"],
@@ -173,7 +171,7 @@ def _tight(text: str) -> str:
 
 def _breaking(text: str) -> Markup:
     """Let a long name break behind its marks."""
-    return Markup("<wbr>").join(re.split(r"(?<=[./:_])(?=\w)", text))
+    return Markup("<wbr>").join(re.split(r"(?<=[./_])(?=\w)", text))
 
 
 def _views(result: Decomposition | Comparison | TokenScores) -> dict[str, Any]:
@@ -211,7 +209,7 @@ def _layers(result: Decomposition) -> Table:
     for layer, (name, *shares) in zip(by_variance(result), layer_rows(result), strict=True):
         levels = (str(layer.components[level]) for level in result.levels)
         rows.append((name, f"{layer.parameters:,}", *shares, *levels))
-    columns = ("layer", "parameters", "of total", f"{result.levels[-1]} share", *variances)
+    columns = ("layer", "parameters", "of\N{NO-BREAK SPACE}total", f"{result.levels[-1]} share", *variances)
     caption = f"All {len(rows)} layers, those with most variance first (variances in squared gradient units)"
     return Table(caption, columns, tuple(rows))
 
@@ -231,11 +229,10 @@ def _gains(result: Comparison) -> Table:
     return Table(gains_caption(result), columns, tuple(gain_rows(result)))
 
 
-def _drawn(
-    result: Decomposition | Comparison | TokenScores, figures: Mapping[str, Figure] | None
-) -> Mapping[str, Figure]:
-    if figures is not None or isinstance(result, TokenScores):
-        return figures or {}
+def _drawn(result: Decomposition | Comparison | TokenScores) -> dict[str, Figure]:
+    """Draw the figures for the page alone: what is taken from their titles leaves them another layout."""
+    if isinstance(result, TokenScores):
+        return {}
     from gradvar.report.comparison_figures import COMPARISON_FIGURES
     from gradvar.report.figures import FIGURES
 
@@ -245,19 +242,15 @@ def _drawn(
 def _picture(name: str, figure: Figure) -> Picture:
     """Put a figure into a page: its letters are outlines, so it needs no font; its title becomes the caption."""
     import matplotlib
-    from matplotlib.text import Text
 
-    said = {axes.get_title(loc="left") for axes in figure.axes} - {""}
-    titles = {text: text.get_text() for text in figure.findobj(Text) if text.get_text() in said}
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    for axes in figure.axes:
+        axes.set_title("", loc="left")
     buffer = io.BytesIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    for text in titles:
-        text.set_text("")
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata=nothing)
-    for text, words in titles.items():
-        text.set_text(words)
-    title = " ".join(" ".join(titles.values()).split())
+    title = " ".join(" ".join(titles).split())
     source = f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
     return Picture(title, f"{_SHOWS[name]} {title}".strip(), source)
 

@@ -15,10 +15,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from gradvar.errors import GradvarError
+from gradvar.mapnet.files import CONFIG, WEIGHTS
 from gradvar.report.comparison import Comparison
 from gradvar.report.comparison_figures import COMPARISON_FIGURES
 from gradvar.report.comparison_text import comparison_summary
 from gradvar.report.figures import FIGURES
+from gradvar.report.fit import Fit
 from gradvar.report.page import render_page
 from gradvar.report.result import Decomposition
 from gradvar.report.text import summary
@@ -36,7 +38,8 @@ def _files(json_name: str, table: str, figures: Iterable[str]) -> tuple[str, ...
 FILES = (*_files("decomposition.json", "layers.csv", FIGURES), CELLS)
 COMPARISON_FILES = _files("comparison.json", "proposals.csv", COMPARISON_FIGURES)
 TOKENS_FILES = _files("tokens.json", "tokens.csv", ())
-_EVERY = (*FILES, *COMPARISON_FILES, *TOKENS_FILES)
+FIT_FILES = ("fit.json", "curve.csv", "summary.txt", "curve.png", "curve.svg", CONFIG, WEIGHTS)
+_EVERY = (*FILES, *COMPARISON_FILES, *TOKENS_FILES, *FIT_FILES)
 
 
 def check_writable(out: str | Path, overwrite: bool = False) -> Path:
@@ -69,7 +72,7 @@ def check_writable(out: str | Path, overwrite: bool = False) -> Path:
 
 
 def write_report(
-    result: Decomposition | Comparison | TokenScores,
+    result: Decomposition | Comparison | TokenScores | Fit,
     out: str | Path,
     *,
     overwrite: bool = False,
@@ -144,7 +147,7 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _write_files(
-    result: Decomposition | Comparison | TokenScores, folder: Path, cells: Mapping[str, Sequence[Any]] | None
+    result: Decomposition | Comparison | TokenScores | Fit, folder: Path, cells: Mapping[str, Sequence[Any]] | None
 ) -> None:
     figures: dict[str, Figure] = {}
     if isinstance(result, Decomposition):
@@ -153,13 +156,18 @@ def _write_files(
     elif isinstance(result, Comparison):
         names, text = COMPARISON_FILES, comparison_summary(result)
         figures = {name: result.plot(name) for name in COMPARISON_FIGURES}
+    elif isinstance(result, Fit):
+        names, text = FIT_FILES, repr(result)
+        figures = {"curve": result.plot()}
+        result.network.save_pretrained(folder)
     else:
         names, text = TOKENS_FILES, tokens_summary(result)
     data = json.dumps(result.to_json(), indent=2, allow_nan=False, ensure_ascii=False)
     (folder / names[0]).write_text(data + "\n", encoding="utf-8")
     result.to_frame().to_csv(folder / names[1], index=False)
     (folder / names[2]).write_text(text + "\n", encoding="utf-8")
-    (folder / names[3]).write_text(render_page(result, figures), encoding="utf-8")
+    if not isinstance(result, Fit):
+        (folder / "report.html").write_text(render_page(result), encoding="utf-8")
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=150)
         figure.savefig(folder / f"{name}.svg")

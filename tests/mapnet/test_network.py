@@ -1,0 +1,184 @@
+"""What the MAPNet says of sentences, and of what it does not read."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from gradvar.errors import GradvarError
+from gradvar.mapnet.network import BOUND, MapNet, _Layer
+from tests.mapnet import networks
+
+both = pytest.mark.parametrize("embeddings", networks.EMBEDDINGS)
+
+
+@both
+def test_an_unfitted_mapnet_scores_all_alike(embeddings):
+    scores = MapNet(networks.config(embeddings))(networks.inputs(embeddings), networks.everything())
+    assert scores.dtype == torch.float32
+    assert scores.tolist() == [[0.0] * 7] * 3
+
+
+@both
+def test_a_fitted_mapnet_does_not(embeddings):
+    """Its scores depend on the token, on its place, and on the tokens on both sides."""
+    network, read = networks.fitted(embeddings), networks.inputs(embeddings, rows=1)
+    alike = read[:, :1].expand_as(read)
+    swapped = read[:, [0, 1, 2, 3, 5, 4, 6]]
+    scores, swapped_scores = (network(x, networks.everything(1)) for x in (read, swapped))
+    assert network(alike, networks.everything(1)).std() > 0.01
+    assert ((scores - swapped_scores).abs() > 1e-4).all()
+
+
+def test_a_layer_is_the_transformers():
+    """With the same weights, and padding, torch's own pre-norm layer says the same."""
+    layer = _Layer(networks.config()).double()
+    peer = nn.TransformerEncoderLayer(8, 2, 32, 0.0, "gelu", batch_first=True, norm_first=True, dtype=torch.float64)
+    pairs = [
+        (peer.norm1, layer.attention_norm),
+        (peer.self_attn.out_proj, layer.output),
+        (peer.norm2, layer.feed_forward_norm),
+        (peer.linear1, layer.widen),
+        (peer.linear2, layer.narrow),
+    ]
+    with torch.no_grad():
+        for parameter in peer.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+        for theirs, ours in pairs:
+            ours.load_state_dict(theirs.state_dict())
+        layer.query_key_value.weight.copy_(peer.self_attn.in_proj_weight)
+        layer.query_key_value.bias.copy_(peer.self_attn.in_proj_bias)
+    hidden, attention = torch.randn(3, 7, 8, dtype=torch.float64), torch.arange(7) < torch.tensor([[7], [4], [1]])
+    expected = peer(hidden, src_key_padding_mask=~attention)
+    found = layer(hidden, attention[:, None, None, :])
+    torch.testing.assert_close(found[attention], expected[attention], rtol=1e-12, atol=1e-12)
+
+
+@both
+def test_gradients_reach_all_of_a_fitted_mapnet(embeddings):
+    """Keys have no gradient in their bias, to which softmax is blind; embeddings only in rows that were read."""
+    network = networks.fitted(embeddings)
+    network(networks.inputs(embeddings), networks.everything()).square().sum().backward()
+    assert all(parameter.grad.abs().max() > 1e-6 for parameter in network.parameters())
+
+
+def test_no_gradient_flows_into_the_embeddings_given():
+    """They are part of a graph, as those of an encoder in training are."""
+    weight = torch.ones(1, requires_grad=True)
+    scores = networks.fitted()(weight * networks.inputs("model"), networks.everything())
+    (gradient,) = torch.autograd.grad(scores.sum(), [weight], allow_unused=True)
+    assert gradient is None
+
+
+@both
+@pytest.mark.parametrize("side", ["left", "right", "inside"])
+def test_padding_changes_nothing(embeddings, side):
+    """Whatever stands in it: not-a-number among the embeddings, negative ids. 1e-5 is float32's summation order."""
+    network, read = networks.fitted(embeddings), networks.inputs(embeddings)
+    places = {"left": range(3, 10), "right": range(7), "inside": [0, 1, 4, 5, 7, 8, 9]}[side]
+    padded = torch.full((3, 10, *read.shape[2:]), -1 if embeddings == "own" else torch.nan, dtype=read.dtype)
+    padded[:, places] = read
+    attention = torch.zeros(3, 10, dtype=torch.bool)
+    attention[:, places] = True
+    scores = network(padded, attention)
+    torch.testing.assert_close(scores[:, places], network(read, networks.everything()), rtol=0, atol=1e-5)
+    assert (scores[~attention] == 0).all()
+
+
+@both
+def test_rows_know_nothing_of_each_other(embeddings):
+    """Of different lengths, and one of padding alone, which stays a number, as do all gradients."""
+    network, read = networks.fitted(embeddings), networks.inputs(embeddings)
+    attention = torch.arange(7) < torch.tensor([[7], [4], [0]])
+    scores = network(read, attention)
+    alone = network(read[1:2, :4], networks.everything(1, 4))
+    torch.testing.assert_close(scores[1, :4], alone[0], rtol=0, atol=1e-5)
+    scores.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_scores_are_bounded(sign):
+    network = networks.fitted()
+    with torch.no_grad():
+        network.head.weight.zero_()
+        network.head.bias.fill_(sign * 1e30)
+    assert (network(networks.inputs("model"), networks.everything()) == sign * BOUND).all()
+
+
+def test_the_bound_is_soft():
+    network = networks.fitted()
+    with torch.no_grad():
+        network.head.weight.zero_()
+        network.head.bias.fill_(4.0)
+    scores = network(networks.inputs("model"), networks.everything())
+    torch.testing.assert_close(scores, torch.full((3, 7), 3.6969373), rtol=1e-6, atol=0)  # 8 tanh(1/2)
+
+
+def test_the_temperature_divides_log_scores():
+    network, read = networks.fitted(), networks.inputs("model")
+    scores = network(read, networks.everything())
+    network.config = replace(network.config, temperature=2.0)
+    assert torch.equal(network(read, networks.everything()), scores / 2)
+
+
+@both
+def test_half_precision_embeddings_and_networks_give_float32(embeddings):
+    network, read = networks.fitted(embeddings), networks.inputs(embeddings)
+    if embeddings == "model":
+        assert network(read.double(), networks.everything()).dtype == torch.float32
+    assert network.bfloat16()(read, networks.everything()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "shape", "message"),
+    [
+        ("model", (3, 7, 9), "reads embeddings of shape [3, 7, 12], not [3, 7, 9]; give what its configuration's"),
+        ("model", (3, 7), "reads embeddings of shape [3, 7, 12], not [3, 7]; give what its configuration's"),
+        ("own", (3, 7, 12), "reads ids of shape [3, 7], not [3, 7, 12]; give what its configuration's"),
+        ("own", (3, 6), "reads ids of shape [3, 7], not [3, 6]; give what its configuration's"),
+    ],
+)
+def test_inputs_that_it_cannot_read(embeddings, shape, message):
+    with pytest.raises(GradvarError) as error:
+        networks.fitted(embeddings)(torch.zeros(shape), networks.everything())
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@both
+def test_only_tokens_count_towards_the_longest_sentence(embeddings):
+    network, read = networks.fitted(embeddings), networks.inputs(embeddings, length=11)
+    attention = networks.everything(3, 11)
+    with pytest.raises(GradvarError) as error:
+        network(read, attention)
+    assert str(error.value) == (
+        "a sentence of 11 tokens is too long for a MAPNet that reads 10; give --max-length 10, or fit one for longer "
+        "sentences"
+    )
+    attention[:, 5] = False
+    assert network(read, attention).shape == (3, 11)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        ((51, 12), "the MAPNet is for a vocabulary of 50 tokens, the encoder has 51; fit one to this encoder"),
+        ((50, 16), "the MAPNet reads embeddings of width 12, the encoder's are 16 wide; fit one to this encoder"),
+        ((50, 12, 11), "a sentence of 11 tokens is too long for a MAPNet that reads 10; give --max-length 10, or fit "
+                       "one for longer sentences"),
+    ],
+)  # fmt: skip
+def test_encoders_that_it_does_not_fit(encoder, message):
+    with pytest.raises(GradvarError) as error:
+        networks.fitted().check_fits(*encoder)
+    assert str(error.value) == message
+
+
+def test_encoders_that_it_fits():
+    networks.fitted().check_fits(50, 12)
+    networks.fitted().check_fits(50, 12, 10)
+    networks.fitted("own").check_fits(50, 16, 9)
+    with pytest.raises(GradvarError, match="vocabulary of 50"):
+        networks.fitted("own").check_fits(51, 12)
