@@ -304,8 +304,11 @@ def _copy(network: MapNet) -> dict[str, Tensor]:
 def _configuration(objective: MaskedLM, options: Options) -> MapNetConfig:
     vocabulary, width = objective.embedding_shape
     length = objective.corpus.max_length
+    given = dict(options.shape)
+    if {"width", "layers"} <= given.keys():  # at whatever cost
+        return MapNetConfig(vocabulary, width, max_length=length, **given)
     default = default_config(vocabulary, width, objective.encoder_flops_per_token(length), length)
-    return MapNetConfig(**{**vars(default), **dict(options.shape)})
+    return MapNetConfig(**{**vars(default), **given})
 
 
 def _loss(options: Options) -> Loss:

@@ -105,7 +105,7 @@ class Fit:
         axes = figure.subplots()
         points = [
             (seen, e.estimate, e.estimate if e.low is None else e.low, e.estimate if e.high is None else e.high)
-            for seen, e in self.curve[:-1]
+            for seen, e in self.curve
             if seen and e.estimate is not None
         ]
         xs, ys, low, high = np.array(points).reshape(-1, 4).T
