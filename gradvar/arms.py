@@ -160,10 +160,7 @@ def pool_moment(norms: np.ndarray, scores: np.ndarray, design: Pool) -> np.ndarr
 
     Returns:
         ``[N]``, unbiased.
-
-    Raises:
-        GradvarError: If pools are larger than a sentence has cells.
-    """  # noqa: DOC502
+    """
     size, cells = design.candidates, norms.shape[1]
     if design.epsilon == 0:
         all_pairs = (norms / scores).sum(axis=1) * scores.sum(axis=1) - norms.sum(axis=1)
@@ -173,13 +170,27 @@ def pool_moment(norms: np.ndarray, scores: np.ndarray, design: Pool) -> np.ndarr
     )
 
 
-def _pools(scores: np.ndarray, design: Pool) -> list[tuple[list[int], np.ndarray]]:
-    """Pools of a sentence's cells, and the chances ``[N, R]`` of their members."""
-    size, cells = design.candidates, scores.shape[1]
-    if size > cells:
+def check_pool(proposal: Proposal, masks: int) -> None:
+    """Refuse pools with epsilon that are larger than what a sentence has of masks.
+
+    Args:
+        proposal: Any proposal.
+        masks: Masks of a sentence.
+
+    Raises:
+        GradvarError: If it is such a pool.
+    """
+    design = proposal.design
+    if isinstance(design, Pool) and design.epsilon and design.candidates > masks:
+        size = design.candidates
         raise GradvarError(
             f"pool:{size}~{design.epsilon:g} is measured on pools of a sentence's masks; give --masks {size} or more"
         )
+
+
+def _pools(scores: np.ndarray, design: Pool) -> list[tuple[list[int], np.ndarray]]:
+    """Pools of a sentence's cells, and the chances ``[N, R]`` of their members."""
+    size, cells = design.candidates, scores.shape[1]
     every = [list(pool) for pool in combinations(range(cells), size)] if cells <= 12 else []
     rng = np.random.default_rng(0)
     some = every if 0 < len(every) <= _POOLS else [rng.permutation(cells)[:size].tolist() for _ in range(_POOLS)]

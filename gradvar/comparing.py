@@ -95,6 +95,8 @@ def compare(
     start = time.perf_counter()
     objective = objective.studying(parameters)
     wanted, notices = _field(objective, proposals)
+    for proposal in wanted:
+        arms.check_pool(proposal, masks)
     own = [p for p in wanted if arms.needs_cells(p, objective.mask_rate)]
     steps = _Steps(progress, objective, sentences, masks, own)
     study = _uniform_study(objective, sentences, masks, seed, engine, parameters, memory, steps)
@@ -110,7 +112,8 @@ def compare(
             steps.next(sentences * _cells_each(proposal, masks))
         else:
             draws = arms.reweighted(study, proposal, scored, of_cells)
-        if draws.covariance is not None and (disjoint is None or draws.cells > disjoint.cells):
+        # Of masks of another rate, which have a bias, the covariance is another one.
+        if draws.covariance is not None and draws.bias is None and (disjoint is None or draws.cells > disjoint.cells):
             disjoint = draws
         rows.append(_row(study, proposal, draws, scored, of_cells, passes, batch))
     whole, described = study.whole, objective.describe()

@@ -80,10 +80,10 @@ def decompose(
     if isinstance(getattr(objective, "proposal", None), Proposal):
         objective = objective.studying(parameters)  # type: ignore[attr-defined]  # a masked LM
     together = _masks_of_a_draw(objective)
+    if headroom:
+        _check_headroom(objective)
     if together > 1:
         inner = _grouped(objective, inner, together)
-    elif headroom:
-        _check_headroom(objective)
     counts = (sentences, *inner)
     _check_counts(objective, counts)
     check_request(engine, parameters, cost_sentence, cost_mask, precision, max_sentences, sentences)

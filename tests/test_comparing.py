@@ -338,6 +338,12 @@ def test_disjoint_masks_of_another_rate_have_a_bias(objective):
     assert not row.declared_unbiased
 
 
+def test_disjoint_masks_of_another_rate_say_nothing_of_this_one(objective):
+    """`V_data + Cov` and K* are of the study's rate, at which no disjoint masks were drawn."""
+    found = gradvar.compare(objective, ["uniform/disjoint:2@0.5"], sentences=4, masks=4).disjoint
+    assert (found.balance.resolved, found.masks) == (False, None)
+
+
 def test_pools_may_be_larger_than_a_sentence_has_masks(objective):
     """The pairs of its cells are enough where there is no epsilon."""
     assert gradvar.compare(objective, ["frequency/pool:9"], sentences=4, masks=4).proposals[1].variance_ratio.resolved
