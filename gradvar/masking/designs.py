@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from gradvar.masking.hashing import hash_key, shift_right, unit_interval
-from gradvar.masking.masks import Masks, Sentences, first_in_order
+from gradvar.masking.masks import Masks, Sentences
+from gradvar.masking.uniform import uniform_subset
 
 # Streams of hashes, one a purpose; 1 to 5 are corruption, cells and dropout.
 POSITION = 0
@@ -63,15 +64,20 @@ class Design(Protocol):
         ...
 
 
+def position_keys(keys: Tensor, length: int) -> Tensor:
+    """Hash ``[rows, draws]`` keys to ``[rows * draws, positions]``: all designs share them."""
+    return hash_key(POSITION, keys.reshape(-1, 1), torch.arange(length, device=keys.device))
+
+
 def position_order(keys: Tensor, length: int) -> Tensor:
-    """A random order of positions, ``[rows * draws, positions]`` from ``[rows, draws]`` keys: all designs share it."""
-    return shift_right(hash_key(POSITION, keys.reshape(-1, 1), torch.arange(length, device=keys.device)), 1)
+    """A random order of positions, ``[rows * draws, positions]`` from ``[rows, draws]`` keys: that of uniform masks."""
+    return shift_right(position_keys(keys, length), 1)
 
 
 def uniform_masks(sentences: Sentences, keys: Tensor) -> tuple[Tensor, Tensor]:
     """Draw uniform masks, ``(positions, valid)``, with ``[rows, draws]`` keys."""
-    each = sentences.spread(keys.shape[1])
-    return first_in_order(position_order(keys, each.maskable.shape[1]), each.maskable, each.counts)
+    maskable, counts = (x.repeat_interleave(keys.shape[1], dim=0) for x in (sentences.maskable, sentences.counts))
+    return uniform_subset(position_keys(keys, maskable.shape[1]), maskable, counts)
 
 
 def uniform_inclusion(sentences: Sentences) -> Tensor:

@@ -205,8 +205,12 @@ class Pool:
         return weighted(sentences, positions[index], valid[index], weights, candidates.flatten()[index])
 
     def inclusion(self, sentences: Sentences, scores: Tensor) -> Tensor:
-        """Refuse: the pool's inclusion probabilities are not tractable."""
-        raise NotImplementedError("the inclusion probabilities of a pool are not tractable")
+        """Refuse.
+
+        Raises:
+            GradvarError: Always: the pool's inclusion probabilities are not tractable.
+        """
+        raise GradvarError("the inclusion probabilities of a pool are not tractable; take another design for them")
 
 
 @dataclass(frozen=True)

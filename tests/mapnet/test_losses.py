@@ -53,25 +53,27 @@ def best_scores(loss, *observations: torch.Tensor) -> torch.Tensor:
     return table.detach()[PLACES].exp()
 
 
-def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+def assert_close_to(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("observed", [1, 2, 3, 4])
 def test_log_regression_finds_the_geometric_mean(observed):
-    close(best_scores(log_regression, *outcomes(observed)), GEOMETRIC_MEAN)
+    assert_close_to(best_scores(log_regression, *outcomes(observed)), GEOMETRIC_MEAN)
 
 
 @pytest.mark.parametrize("observed", [2, 3, 4])
 def test_centred_log_regression_finds_it_up_to_a_factor(observed):
-    close(shares(best_scores(partial(log_regression, centred=True), *outcomes(observed))), shares(GEOMETRIC_MEAN))
+    assert_close_to(
+        shares(best_scores(partial(log_regression, centred=True), *outcomes(observed))), shares(GEOMETRIC_MEAN)
+    )
 
 
 @pytest.mark.parametrize("observed", [2, 3, 4])
 def test_kl_finds_norms_without_noise(observed):
     observations = outcomes(observed, noisy=False)
     found = best_scores(kl, *observations)
-    close(shares(found), shares(F))
+    assert_close_to(shares(found), shares(F))
     table = torch.zeros(6, dtype=torch.float64)
     table[PLACES] = F.log()
     assert kl(table.expand_as(observations[0]), *observations).item() == pytest.approx(0, abs=1e-15)
@@ -80,24 +82,24 @@ def test_kl_finds_norms_without_noise(observed):
 def test_kl_of_noisy_norms_finds_their_mean_shares():
     targets, observed, maskable = outcomes(4)
     mean_shares = (targets / targets.nansum(dim=1, keepdim=True))[:, PLACES].mean(dim=0)
-    close(shares(best_scores(kl, targets, observed, maskable)), mean_shares)
+    assert_close_to(shares(best_scores(kl, targets, observed, maskable)), mean_shares)
 
 
 @pytest.mark.parametrize("observed", [1, 2, 3, 4])
 def test_variance_finds_the_root_mean_square(observed):
-    close(shares(best_scores(variance, *outcomes(observed))), shares(ROOT_MEAN_SQUARE))
+    assert_close_to(shares(best_scores(variance, *outcomes(observed))), shares(ROOT_MEAN_SQUARE))
 
 
 def test_variance_finds_it_through_the_mixture():
     """With an epsilon that the smallest position can bear, the mixture is what becomes proportional."""
     scores = shares(best_scores(partial(variance, epsilon=0.1), *outcomes(2)))
-    close(0.9 * scores + 0.1 / 4, shares(ROOT_MEAN_SQUARE))
+    assert_close_to(0.9 * scores + 0.1 / 4, shares(ROOT_MEAN_SQUARE))
 
 
 def test_the_logarithm_of_each_row_finds_something_else():
     """Uniform scores where one position is observed; without noise and with all observed, what it should."""
-    close(shares(best_scores(partial(variance, per_row=True), *outcomes(1))), torch.full_like(F, 0.25))
-    close(shares(best_scores(partial(variance, per_row=True), *outcomes(4, noisy=False))), shares(F))
+    assert_close_to(shares(best_scores(partial(variance, per_row=True), *outcomes(1))), torch.full_like(F, 0.25))
+    assert_close_to(shares(best_scores(partial(variance, per_row=True), *outcomes(4, noisy=False))), shares(F))
     pulled = shares(best_scores(partial(variance, per_row=True), *outcomes(2)))
     assert ((pulled - 0.25).abs() < (shares(ROOT_MEAN_SQUARE) - 0.25).abs()).all()
 
@@ -114,8 +116,8 @@ def test_variance_is_unbiased_for_the_second_moment(observed):
         for row in range(len(targets))
     ]
     expected = scores.mean() * (ROOT_MEAN_SQUARE**2 / scores).mean()
-    close(torch.stack(rows).mean(), expected)
-    close(variance(table.expand_as(targets), targets, seen, maskable).exp(), expected)
+    assert_close_to(torch.stack(rows).mean(), expected)
+    assert_close_to(variance(table.expand_as(targets), targets, seen, maskable).exp(), expected)
 
 
 @pytest.mark.parametrize(("epsilon", "cap"), [(0.0, None), (0.3, None), (0.0, 1.5), (0.3, 1.5), (0.0, 1.0)])

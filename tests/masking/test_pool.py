@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
+from gradvar.errors import GradvarError
 from gradvar.masking.designs import sum_over
 from gradvar.masking.hashing import hash_key
 from gradvar.masking.masks import Masks
@@ -143,7 +144,7 @@ def test_more_candidates_make_a_bad_score_worse_and_the_true_norm_optimal():
 
 
 def test_the_pool_has_no_inclusion_probabilities():
-    with pytest.raises(NotImplementedError, match="not tractable"):
+    with pytest.raises(GradvarError, match="not tractable"):
         Pool().inclusion(SENTENCES, scores_of("skewed"))
 
 

@@ -176,7 +176,7 @@ def texts(draw, number):
     return f"{name}/{design}{mixing}{maybe(number.map('@{}'.format))}"
 
 
-def survives(text):
+def assert_survives(text):
     once = parse_proposal(text)
     again = parse_proposal(str(once))
     assert again == once
@@ -187,7 +187,7 @@ def survives(text):
 @given(texts(st.integers(1, 10**6 - 1).map(lambda x: f"{x * 1e-6:.6f}") | st.sampled_from(["1e-7", "2.5e-300"])))
 def test_a_proposal_survives_its_text(text):
     """Numbers of up to six digits."""
-    survives(text)
+    assert_survives(text)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_a_proposal_survives_its_text(text):
              "loss/hard@0.9999999"]
 )  # fmt: skip
 def test_a_proposal_with_many_digits_survives_its_text(text):
-    survives(text)
+    assert_survives(text)
 
 
 @dataclass(frozen=True)
