@@ -17,8 +17,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/gradvar decompose --out out --overwrite
-	@echo "Look at out/summary.txt first, then at out/layers.png (where the noise sits), out/batch.png (what a"
-	@echo "larger batch or more masks buy) and out/cells.png. Your own model: .venv/bin/gradvar decompose"
+	@echo "Look at out/report.html or out/summary.txt first, then at out/layers.png (where the noise sits), out/batch.png"
+	@echo "(what a larger batch or more masks buy) and out/cells.png. Your own model: .venv/bin/gradvar decompose"
 	@echo "--checkpoint DIR --data text.txt --out report/"
 
 lint: $(STAMP)

@@ -19,6 +19,7 @@ from functools import partial
 import torch
 from study import Case, Study
 
+from gradvar.huggingface.forward import encoder_flops_per_token
 from gradvar.huggingface.masked_lm import MaskedLM
 from gradvar.mapnet.config import default_config
 from gradvar.mapnet.network import MapNet
@@ -66,7 +67,7 @@ def main() -> None:
     sentences = objective.sentences(range(64), 0)
     scores = torch.rand(sentences.ids.shape, dtype=torch.float64).add(0.1) * sentences.maskable
     table = objective.model.get_input_embeddings().weight
-    network = MapNet(default_config(*table.shape, objective.encoder_flops_per_token(128), 128))
+    network = MapNet(default_config(*table.shape, encoder_flops_per_token(objective.model, 128), 128))
     works: dict[str, Callable[[], object]] = {
         "step": lambda: autograd_gradients(objective.losses, study.batch, objective.model),
         "MAPNet": lambda: torch.no_grad()(log_scores)(network, sentences, objective.scoring),

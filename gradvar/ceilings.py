@@ -12,6 +12,7 @@ from gradvar.decomposition import ceilings
 from gradvar.decomposition.components import Components
 from gradvar.decomposition.contributions import of_means
 from gradvar.decomposition.estimate import Estimate, unresolved
+from gradvar.masking.cells import Cells
 from gradvar.masking.masks import Masks, Sentences, chosen_of
 from gradvar.measure import Measurement
 
@@ -23,8 +24,6 @@ _AT_ONCE = 8  # sentences whose positions are measured between two reports of pr
 
 def masks_of(objective: MaskedLM, sentences: Sentences, measured: Measurement, draws: int, seed: int) -> Masks:
     """Draw the masks of a study again."""
-    from gradvar.masking.cells import Cells
-
     keys = Cells(measured.data.tolist(), (draws,), seed).keys[:, 1].view(len(measured.data), -1)
     scores = objective.scores(sentences)
     return objective.proposal.draw(sentences, scores, keys.to(objective.device), objective.scoring)

@@ -81,17 +81,9 @@ def compare(
 
     Raises:
         GradvarError: If something that was asked for cannot be done; the message says what to change.
-    """
+    """  # noqa: DOC502
     check_request(engine, parameters, None, None, None, None, sentences)
-    if ranks.world() > 1:
-        raise GradvarError("compare runs in one process; start it without torchrun")
-    if sentences < 4 or masks < 4:
-        name, count = ("--sentences", sentences) if sentences < 4 else ("--masks", masks)
-        raise GradvarError(f"{name} {count}: a comparison needs at least 4")
-    if batch < 1:
-        raise GradvarError(f"--batch {batch} is not a positive number of sentences")
-    if objective.levels != ("data", "mask") or objective.proposal != Proposal():
-        raise GradvarError("compare begins with uniform masks and without dropout; leave --proposal and --dropout out")
+    _check(objective, sentences, masks, batch)
     start = time.perf_counter()
     objective = objective.studying(parameters)
     wanted, notices = _field(objective, proposals)
@@ -153,6 +145,19 @@ def compare(
         notices=(*notices, *study.measured.notices),
         tokens=score_tokens(objective, study.measured.data[:SHOWN].tolist(), seed=seed),
     )
+
+
+def _check(objective: MaskedLM, sentences: int, masks: int, batch: int) -> None:
+    """Refuse what cannot be compared, before anything is measured."""
+    if ranks.world() > 1:
+        raise GradvarError("compare runs in one process; start it without torchrun")
+    if sentences < 4 or masks < 4:
+        name, count = ("--sentences", sentences) if sentences < 4 else ("--masks", masks)
+        raise GradvarError(f"{name} {count}: a comparison needs at least 4")
+    if batch < 1:
+        raise GradvarError(f"--batch {batch} is not a positive number of sentences")
+    if objective.levels != ("data", "mask") or objective.proposal != Proposal():
+        raise GradvarError("compare begins with uniform masks and without dropout; leave --proposal and --dropout out")
 
 
 def _field(objective: MaskedLM, proposals: Sequence[str | Proposal] | None) -> tuple[list[Proposal], list[str]]:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
-from gradvar.ceilings import gradient_norms
-from gradvar.decomposition import ceilings
-from gradvar.decomposition.contributions import of_means
 from gradvar.decomposition.estimate import Estimate
 from gradvar.errors import GradvarError
-from gradvar.mapnet.calibration import Calibration, calibrate, second_moments
+from gradvar.huggingface.forward import embedding_shape, encoder_flops_per_token
+from gradvar.judging import TARGETS, Judge
+from gradvar.mapnet.calibration import Calibration
 from gradvar.mapnet.config import MapNetConfig, default_config
 from gradvar.mapnet.losses import LOSSES, Loss, variance
 from gradvar.mapnet.network import MapNet
@@ -26,7 +24,6 @@ from gradvar.mapnet.score import log_scores
 from gradvar.masking.hashing import hash_key
 from gradvar.masking.masks import Sentences, chosen_of
 from gradvar.masking.proposal import nearest
-from gradvar.masking.scores import Quantity
 from gradvar.masking.sets import Simple
 from gradvar.provenance import command, versions
 from gradvar.report.fit import Fit
@@ -34,17 +31,9 @@ from gradvar.report.fit import Fit
 if TYPE_CHECKING:
     from gradvar.huggingface.masked_lm import MaskedLM
 
-TARGETS: dict[str, Quantity] = {
-    "gradient": "gradient",
-    "logit": "logit",
-    "last-layer": "last-layer",
-    "loss": "loss",
-}
-"""What a MAPNet can be fitted to, by name: all are measured at targets of uniformly masked sentences."""
 _BATCH = 32  # sentences of a step
 _VALIDATION = 0.1  # share of the fitting sentences that choose the epoch
-_EPOCH_STREAM, _OTHER_STREAM = 23, 24  # of hashes
-_MIXED = 0.1  # of uniform, where raw scores are compared: measured in few contexts, they may be far too small
+_EPOCH_STREAM = 23  # of hashes
 
 
 @dataclass(frozen=True)
@@ -131,39 +120,7 @@ def fit_mapnet(
     judge = Judge(objective, judged.tolist(), seed, steps.judged)
     torch.manual_seed(seed)
     network = MapNet(_configuration(objective, options)).to(objective.device)
-    curve = [(0, judge.ceiling_share(network))]
-    cut = max(_BATCH, round(_VALIDATION * count))
-    validation = objective.sentences(fitted[:cut].tolist(), seed)
-    validated, watched = _measure(objective, validation, options.target, 0)
-
-    def validate() -> float:
-        with torch.no_grad():
-            mine = log_scores(network, validation, objective.scoring)
-            return float(variance(mine, validated, watched, validation.maskable))
-
-    best_loss, best = validate(), _copy(network)  # as it begins, it scores all positions alike
-    seen, checkpoint = 0, 64
-    optimiser, schedule = _optimiser(network, options, (count - cut) // _BATCH * options.epochs)
-    for epoch in range(options.epochs):
-        for batch in _batches(fitted[cut:], seed + epoch):
-            rows = objective.sentences(batch, seed)
-            norms, observed = _measure(objective, rows, options.target, epoch + 1)
-            loss = _loss(options)(log_scores(network, rows, objective.scoring), norms, observed, rows.maskable)
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimiser.step()
-            schedule.step()
-            seen += len(batch)
-            steps.fitted(seen)
-            if seen >= checkpoint:
-                curve.append((seen, judge.ceiling_share(network)))
-                checkpoint *= 2
-        if (value := validate()) < best_loss:
-            best_loss, best = value, _copy(network)
-    network.load_state_dict(best)
-    network.eval()
-    curve.append((seen, judge.ceiling_share(network)))
+    curve = _train(network, objective, options, fitted, seed, judge, steps)
     calibration = judge.calibrate(network)
     fit = Fit(
         network=network,
@@ -200,101 +157,49 @@ def fit_mapnet(
     return fit
 
 
-class Judge:
-    """Held-out sentences with the true gradient norms of their positions.
+def _train(
+    network: MapNet,
+    objective: MaskedLM,
+    options: Options,
+    data: np.ndarray,
+    seed: int,
+    judge: Judge,
+    steps: _Steps,
+) -> list[tuple[int, Estimate]]:
+    """Fit the network in place, keep the epoch that is best on a tenth of the sentences; return the learning curve."""
+    cut = max(_BATCH, round(_VALIDATION * len(data)))
+    validation = objective.sentences(data[:cut].tolist(), seed)
+    validated, watched = _measure(objective, validation, options.target, 0)
 
-    Args:
-        objective: The masked LM.
-        data: Indices of the sentences.
-        seed: Of the contexts.
-        progress: Called with the sentences measured.
-    """
-
-    def __init__(
-        self, objective: MaskedLM, data: list[int], seed: int, progress: Callable[[int], None] | None = None
-    ) -> None:
-        self._objective = objective
-        self.sentences = objective.sentences(data, seed)
-        norms = gradient_norms(objective, self.sentences, progress)
-        maskable = self.sentences.maskable.cpu().numpy()
-        self._counts: list[int] = self.sentences.counts.tolist()
-        self._norms = [norms[:, row, own] for row, own in enumerate(maskable)]  # [contexts, T] a sentence
-        self._squares = [(x**2).mean(axis=0) for x in self._norms]
-        self._maskable = maskable
-        counts = np.array(self._counts)
-        self._ceiling = ceilings.position(norms, maskable, counts)
-        self._uniform = np.array([x.mean() for x in self._squares]) / counts
-
-    def _scores(self, network: MapNet) -> list[np.ndarray]:
+    def validate() -> float:
         with torch.no_grad():
-            found = log_scores(network, self.sentences, self._objective.scoring).double().cpu().numpy()
-        return [found[row, own] for row, own in enumerate(self._maskable)]
+            mine = log_scores(network, validation, objective.scoring)
+            return float(variance(mine, validated, watched, validation.maskable))
 
-    def _removed(self, scores: list[np.ndarray], exponent: float = 1.0, epsilon: float = 0.0) -> np.ndarray:
-        """``[N]`` predicted part of each sentence's second moment that weighting by these log scores removes."""
-        left = second_moments(scores, self._squares, self._counts, exponent, epsilon) / np.array(self._counts)
-        return self._uniform - left
-
-    def ceiling_share(self, network: MapNet) -> Estimate:
-        """Estimate removed over ceiling, of position weights by the raw scores."""
-        return self._share(self._removed(self._scores(network)), self._ceiling)
-
-    def calibrated_ceiling_share(self, network: MapNet, calibration: Calibration) -> Estimate:
-        """Estimate the same for the calibrated proposal, on the half that had no part in its choice."""
-        removed = self._removed(self._scores(network), calibration.exponent, calibration.epsilon)
-        return self._share(removed[1::2], self._ceiling[1::2])
-
-    def captured_share(self, network: MapNet) -> Estimate:
-        """Estimate removed by the network over removed by the oracle, both by inclusion mixed with a tenth of uniform.
-
-        The oracle scores by all contexts but one and is judged by that one, each in turn.
-        """
-        return self._share(self._removed(self._scores(network), 1.0, _MIXED), self._oracle())
-
-    def others(self) -> dict[str, Estimate]:
-        """Estimate the ceiling share of scores that need no network, mixed likewise, and of the oracle itself.
-
-        They are measured in as many contexts of their own.
-        """
-        found = {"oracle": self._share(self._oracle(), self._ceiling)}
-        keys = hash_key(_OTHER_STREAM, self.sentences.keys)
-        elsewhere = replace(self.sentences, keys=keys)
-        for name, exponent in (("logit", 1.0), ("last-layer", 1.0), ("loss", 0.25)):
-            values = self._objective.scoring.at_targets(TARGETS[name], elsewhere).square().mean(dim=0).sqrt()
-            logs = [
-                np.log(np.maximum(x[own], 1e-6 * x[own].mean()))
-                for x, own in zip(values.cpu().numpy(), self._maskable, strict=True)
-            ]
-            title = name if exponent == 1 else f"{name}^{exponent:g}"
-            found[title] = self._share(self._removed(logs, exponent, _MIXED), self._ceiling)
-        return found
-
-    def rank_correlation(self, network: MapNet) -> Estimate:
-        """Estimate the mean over sentences of Spearman's rank correlation with the measured norms.
-
-        The norms are noisy (a few contexts), which makes the correlation smaller than that with the true ones.
-        """
-        pairs = zip(self._scores(network), self._squares, strict=True)
-        values = [stats.spearmanr(s, f).statistic if np.ptp(s) > 0 and np.ptp(f) > 0 else 0.0 for s, f in pairs]
-        return of_means(lambda m: m[0], np.array(values)[:, None]).clip(-1.0, 1.0)
-
-    def calibrate(self, network: MapNet) -> Calibration:
-        """Choose exponent and epsilon; see :func:`~gradvar.mapnet.calibration.calibrate`."""
-        return calibrate(self._scores(network), self._squares, self._counts)
-
-    def _oracle(self) -> np.ndarray:
-        removed = []
-        for judging in range(len(self._norms[0])):
-            others = [np.delete(x, judging, axis=0) for x in self._norms]
-            scores = [np.log(np.sqrt((x**2).mean(axis=0)).clip(1e-30)) for x in others]
-            squares = [x[judging] ** 2 for x in self._norms]
-            left = second_moments(scores, squares, self._counts, 1.0, _MIXED)
-            removed.append((np.array([x.mean() for x in squares]) - left) / np.array(self._counts))
-        return np.mean(removed, axis=0)
-
-    @staticmethod
-    def _share(removed: np.ndarray, whole: np.ndarray) -> Estimate:
-        return of_means(lambda m: m[0] / m[1], np.stack([removed, whole], axis=1))
+    curve = [(0, judge.ceiling_share(network))]
+    best_loss, best = validate(), _copy(network)  # as it begins, it scores all positions alike
+    loss_of, seen, checkpoint = _loss(options), 0, 64
+    optimiser, schedule = _optimiser(network, options, (len(data) - cut) // _BATCH * options.epochs)
+    for epoch in range(options.epochs):
+        for batch in _batches(data[cut:], seed + epoch):
+            rows = objective.sentences(batch, seed)
+            norms, observed = _measure(objective, rows, options.target, epoch + 1)
+            loss = loss_of(log_scores(network, rows, objective.scoring), norms, observed, rows.maskable)
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            seen += len(batch)
+            steps.fitted(seen)
+            if seen >= checkpoint:
+                curve.append((seen, judge.ceiling_share(network)))
+                checkpoint *= 2
+        if (value := validate()) < best_loss:
+            best_loss, best = value, _copy(network)
+    network.load_state_dict(best)
+    network.eval()
+    return [*curve, (seen, judge.ceiling_share(network))]
 
 
 def _copy(network: MapNet) -> dict[str, Tensor]:
@@ -302,12 +207,12 @@ def _copy(network: MapNet) -> dict[str, Tensor]:
 
 
 def _configuration(objective: MaskedLM, options: Options) -> MapNetConfig:
-    vocabulary, width = objective.embedding_shape
+    vocabulary, width = embedding_shape(objective.model)
     length = objective.corpus.max_length
     given = dict(options.shape)
     if {"width", "layers"} <= given.keys():  # at whatever cost
         return MapNetConfig(vocabulary, width, max_length=length, **given)
-    default = default_config(vocabulary, width, objective.encoder_flops_per_token(length), length)
+    default = default_config(vocabulary, width, encoder_flops_per_token(objective.model, length), length)
     return MapNetConfig(**{**vars(default), **given})
 
 

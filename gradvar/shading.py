@@ -62,7 +62,7 @@ def score_tokens(
     if _FITTED in objective.known_scores:
         kinds[_FITTED] = objective.known_scores[_FITTED]
     totals = sentences.totals.tolist()
-    names, write = _tokens(objective), readable(objective.vocabulary)
+    names, write = _tokens(objective), readable(objective.vocabulary.ids)
     scored = []
     for row, datum in enumerate(data):
         scored.append(_scored(objective, datum, sentences.rows([row]), kinds, names, write))
@@ -121,4 +121,4 @@ def _scored(
 
 
 def _tokens(objective: MaskedLM) -> dict[int, str]:
-    return {i: token for token, i in objective.vocabulary.items()}
+    return {i: token for token, i in objective.vocabulary.ids.items()}

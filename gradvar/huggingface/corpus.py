@@ -79,7 +79,7 @@ def _shortest(max_length: int) -> int:
 
 
 def _tokenise(documents: Sequence[Sequence[str]], tokenizer: Any, max_length: int, pack: bool) -> Iterator[np.ndarray]:
-    prefix, suffix = _special_frame(tokenizer)
+    prefix, suffix = special_frame(tokenizer)
     room = max_length - len(prefix) - len(suffix)
     if room < 1:
         raise GradvarError(
@@ -102,7 +102,7 @@ def _cut(tokens: list[int], room: int) -> Iterator[list[int]]:
         yield tokens[start : start + room]
 
 
-def _special_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+def special_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     """Return the special tokens that this tokenizer puts before and after a text."""
     body = tokenizer("a", add_special_tokens=False)["input_ids"]
     framed = tokenizer("a")["input_ids"]

@@ -117,3 +117,28 @@ def prepared_masks(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) 
         "attention_mask.full_attention": built(create_bidirectional_mask),
         "attention_mask.sliding_attention": built(create_bidirectional_sliding_window_mask),
     }
+
+
+def embedding_shape(model: nn.Module) -> tuple[int, int]:
+    """Tokens of a model's embedding table, and its width."""
+    table: Any = model
+    tokens, width = table.get_input_embeddings().weight.shape
+    return int(tokens), int(width)
+
+
+def encoder_flops_per_token(model: nn.Module, length: int) -> float:
+    """Count the FLOPs of an encoder's forward pass for a position, a multiply-add as two.
+
+    Two for each weight of a Linear, and ``4 length width`` a layer for attention.
+
+    Args:
+        model: A Hugging Face masked LM.
+        length: Positions of a sentence.
+
+    Returns:
+        FLOPs, without the head.
+    """
+    encoder: Any = model.base_model
+    weights = sum(module.weight.numel() for module in encoder.modules() if isinstance(module, nn.Linear))
+    config: Any = model.config
+    return 2.0 * weights + 4.0 * length * config.hidden_size * config.num_hidden_layers

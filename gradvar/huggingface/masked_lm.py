@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import copy
 from pathlib import Path
@@ -18,14 +18,13 @@ from gradvar.dropout import keyed_dropout
 from gradvar.errors import GradvarError
 from gradvar.huggingface.checkpoint import load_checkpoint
 from gradvar.huggingface.corpus import Corpus, load_corpus
-from gradvar.huggingface.forward import heads_by_position, logits_at, prepared_masks
+from gradvar.huggingface.forward import embedding_shape, heads_by_position, logits_at, prepared_masks
 from gradvar.huggingface.scoring import Scoring
-from gradvar.huggingface.words import continuing, word_numbers
+from gradvar.huggingface.vocabulary import Vocabulary
 from gradvar.mapnet.network import MapNet
 from gradvar.mapnet.score import MapNetScore
 from gradvar.masking.cells import Cells
-from gradvar.masking.corruption import Replacement, corrupt
-from gradvar.masking.hashing import hash_key
+from gradvar.masking.corruption import Replacement
 from gradvar.masking.masks import Masks, Sentences
 from gradvar.masking.proposal import Proposal, parse_proposal
 from gradvar.masking.scores import Permuted, Score
@@ -35,7 +34,6 @@ from gradvar.objective import Batch
 
 Weighting = Literal["sentence", "token"]
 UNIFORM = Proposal()
-_ACTION, _TOKEN = 1, 2  # streams of hashes, one a purpose
 
 
 class MaskedLM:
@@ -90,20 +88,12 @@ class MaskedLM:
             raise GradvarError(f"--weighting '{weighting}' is unknown; use sentence or token")
         if contexts < 1:
             raise GradvarError(f"--contexts {contexts}: a score is measured in 1 context at least")
-        if tokenizer.mask_token_id is None:
-            raise GradvarError("the tokenizer has no mask token; a masked LM needs one")
         self.model = model.eval()
         self.corpus = corpus
         self.replacement = replacement
         self.weighting: Weighting = weighting
-        self.mask_id = int(tokenizer.mask_token_id)
-        self.pad_id = int(tokenizer.pad_token_id or 0)
-        special = np.zeros(len(tokenizer), dtype=bool)
-        special[tokenizer.all_special_ids] = True
-        self._special = special
-        self._vocabulary: dict[str, int] = tokenizer.get_vocab()
-        self._continuing = continuing(self._vocabulary)
-        self._maskable = np.array([int((~special[s]).sum()) for s in corpus.sequences])
+        self.vocabulary = Vocabulary.of(tokenizer)
+        self._maskable = np.array([self.vocabulary.maskable_in(sequence) for sequence in corpus.sequences])
         if (self._maskable == 0).any():
             raise GradvarError(
                 f"sentence {int(np.argmax(self._maskable == 0))} of {corpus.source} holds only special tokens; "
@@ -123,7 +113,7 @@ class MaskedLM:
     def _fitted(self, mapnet: MapNet | str | Path) -> dict[str, Score]:
         """Scores by a fitted network."""
         network = mapnet if isinstance(mapnet, MapNet) else MapNet.from_pretrained(mapnet)
-        network.check_fits(*self.embedding_shape, self.corpus.max_length)
+        network.check_fits(*embedding_shape(self.model), self.corpus.max_length)
         score = MapNetScore(network.to(self.device).eval())
         return {"mapnet": score, "mapnet-permuted": Permuted(score)}
 
@@ -190,13 +180,50 @@ class MaskedLM:
 
         Raises:
             GradvarError: If the checkpoint or the data cannot be used.
+        """  # noqa: DOC502
+        return cls.load(
+            checkpoint,
+            lambda tokenizer: load_corpus(data, tokenizer, max_length, pack),
+            max_length=max_length,
+            dtype=dtype,
+            device=device,
+            allow_random_head=allow_random_head,
+            **options,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | Path,
+        read: Callable[[Any], Corpus],
+        *,
+        max_length: int = 128,
+        dtype: str = "float32",
+        device: str = "cpu",
+        allow_random_head: bool = False,
+        **options: Any,
+    ) -> MaskedLM:
+        """Load a checkpoint with a population of one's own.
+
+        Args:
+            checkpoint: As :meth:`from_checkpoint` takes it.
+            read: Makes the corpus, given the tokenizer.
+            max_length: Tokens of its longest sentence.
+            dtype: As :meth:`from_checkpoint` takes it.
+            device: As :meth:`from_checkpoint` takes it.
+            allow_random_head: As :meth:`from_checkpoint` takes it.
+            **options: As :meth:`from_checkpoint` takes them.
+
+        Returns:
+            The objective.
+
+        Raises:
+            GradvarError: If the checkpoint or the data cannot be used.
         """
         loaded = load_checkpoint(checkpoint, dtype=dtype, device=device, allow_random_head=allow_random_head)
         if max_length > loaded.max_length:
             raise GradvarError(f"--max-length {max_length} is beyond the {loaded.max_length} positions of {checkpoint}")
-        objective = cls(
-            loaded.model, loaded.tokenizer, load_corpus(data, loaded.tokenizer, max_length, pack), **options
-        )
+        objective = cls(loaded.model, loaded.tokenizer, read(loaded.tokenizer), **options)
         objective.checkpoint, objective.checkpoint_sha256 = str(checkpoint), loaded.sha256
         return objective
 
@@ -229,13 +256,9 @@ class MaskedLM:
             The sentences.
         """
         cells = Cells(data, (), seed)
-        rows = [torch.from_numpy(self.corpus.sequences[i].astype(np.int64)) for i in data]
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
-        known = ids.clamp(min=0)
-        maskable = ~torch.from_numpy(self._special)[known] & (ids >= 0)
-        words = word_numbers(torch.from_numpy(self._continuing)[known], maskable)
-        parts = (ids, maskable, self._counts[cells.datum], words, cells.keys[:, 0])
-        return Sentences(*(part.to(self.device) for part in parts))
+        sequences = [self.corpus.sequences[i] for i in data]
+        found = self.vocabulary.sentences(sequences, self._counts[cells.datum], cells.keys[:, 0])
+        return Sentences(*(part.to(self.device) for part in found.parts))
 
     def scores(self, sentences: Sentences) -> Tensor:
         """Score sentences by the proposal: ``[rows, positions]`` float64, each measured once."""
@@ -285,30 +308,8 @@ class MaskedLM:
         return batch
 
     def corrupted(self, sentences: Sentences, masks: Masks) -> dict[str, Tensor]:
-        """Put masks on sentences.
-
-        Args:
-            sentences: ``[rows]`` of them.
-            masks: ``[cells]`` of them, a multiple of ``rows``; those of a row together.
-
-        Returns:
-            ``input_ids``, ``target_positions``, ``target_ids`` and, where something is padded, ``attention_mask``.
-        """
-        times = len(masks.keys) // len(sentences.ids)
-        ids = sentences.ids.clamp(min=0).where(sentences.attended, self.pad_id).repeat_interleave(times, dim=0)
-        key, targets = masks.keys.unsqueeze(1), masks.positions
-        target_ids = ids.gather(1, targets)
-        ordinary = torch.from_numpy(np.flatnonzero(~self._special)).to(self.device)
-        action, token = hash_key(_ACTION, key, targets), hash_key(_TOKEN, key, targets)
-        stands = corrupt(target_ids, action, token, self.replacement, self.mask_id, ordinary)
-        # Surplus slots point at position 0; writing its own token there would race with nothing only
-        # if position 0 were no target, so they are sent to a column that is cut off again.
-        slots = torch.where(masks.valid, targets, ids.shape[1])
-        input_ids = F.pad(ids, (0, 1)).scatter(1, slots, stands)[:, :-1]
-        batch = {"input_ids": input_ids, "target_positions": targets, "target_ids": target_ids}
-        if not bool(sentences.attended.all()):
-            batch["attention_mask"] = sentences.attended.long().repeat_interleave(times, dim=0)
-        return batch
+        """Put masks on sentences; see :meth:`~gradvar.huggingface.vocabulary.Vocabulary.corrupted`."""
+        return self.vocabulary.corrupted(sentences, masks, self.replacement)
 
     def losses(self, batch: Batch) -> Tensor:
         """Run the model on corrupted cells, with logits at the targets only.
@@ -339,29 +340,6 @@ class MaskedLM:
         return next(self.model.parameters()).device
 
     @property
-    def embedding_shape(self) -> tuple[int, int]:
-        """Tokens of the model's table, and its width."""
-        table: Any = self.model
-        tokens, width = table.get_input_embeddings().weight.shape
-        return int(tokens), int(width)
-
-    def encoder_flops_per_token(self, length: int) -> float:
-        """Count the FLOPs of the encoder's forward pass for a position, a multiply-add as two.
-
-        Two for each weight of a Linear, and ``4 length width`` a layer for attention.
-
-        Args:
-            length: Positions of a sentence.
-
-        Returns:
-            FLOPs, without the head.
-        """
-        encoder: Any = self.model.base_model
-        weights = sum(module.weight.numel() for module in encoder.modules() if isinstance(module, nn.Linear))
-        config: Any = self.model.config
-        return 2.0 * weights + 4.0 * length * config.hidden_size * config.num_hidden_layers
-
-    @property
     def room(self) -> int:
         """How many disjoint masks fit into every sentence."""
         return int((torch.from_numpy(self._maskable) // self._counts).min())
@@ -374,16 +352,6 @@ class MaskedLM:
     def weights_of(self, data: Sequence[int]) -> np.ndarray:
         """Return what the losses of some sentences are multiplied with: ``[rows]``."""
         return self._weights[torch.as_tensor(list(data))].numpy()
-
-    @property
-    def vocabulary(self) -> dict[str, int]:
-        """Ids of the tokens."""
-        return self._vocabulary
-
-    def token_counts(self) -> Tensor:
-        """Count the ordinary tokens of the corpus: ``[vocabulary]`` float64."""
-        counts = np.bincount(np.concatenate(self.corpus.sequences), minlength=len(self._special))
-        return torch.from_numpy(np.where(self._special, 0, counts).astype(np.float64))
 
     def for_vmap(self, batch: Batch) -> Batch:
         """Turn a batch into one with the same losses that runs under `torch.func.vmap`.

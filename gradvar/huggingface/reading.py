@@ -19,7 +19,7 @@ from gradvar.errors import GradvarError
 HUB_DOCUMENTS = 10_000
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _from_records(records: Iterator[tuple[str, Any]], source: str, digest: str) 
         if field == "text":
             if not isinstance(value, str):
                 raise GradvarError(f"{place}: 'text' is {type(value).__name__}, not a string")
-            if _SURROGATE.search(value):
+            if SURROGATE.search(value):
                 raise GradvarError(f"{place}: 'text' holds half a surrogate pair, which is no character; remove it")
             if value.strip():
                 documents.append(tuple(line.strip() for line in io.StringIO(value, newline=None) if line.strip()))

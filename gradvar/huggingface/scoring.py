@@ -109,11 +109,11 @@ class Scoring:
 
     def token_counts(self) -> Tensor:
         """Count the tokens of the corpus; see :class:`~gradvar.masking.scores.Task`."""
-        return self.objective.token_counts()
+        return self.objective.vocabulary.counts_in(self.objective.corpus.sequences)
 
     def vocabulary(self) -> Mapping[str, int]:
         """Map tokens to ids."""
-        return self.objective.vocabulary
+        return self.objective.vocabulary.ids
 
     def _covering(self, sentence: Sentences) -> tuple[Tensor, Tensor]:
         """``[contexts, masks, k]`` positions of one sentence and ``[contexts, masks]`` keys of their corruption."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -12,11 +11,9 @@ from typing import Any
 import numpy as np
 
 from gradvar.errors import GradvarError
-from gradvar.huggingface.checkpoint import load_checkpoint
-from gradvar.huggingface.corpus import Corpus
+from gradvar.huggingface.corpus import Corpus, special_frame
 from gradvar.huggingface.masked_lm import MaskedLM
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
+from gradvar.huggingface.reading import SURROGATE
 
 
 def from_texts(
@@ -45,15 +42,25 @@ def from_texts(
 
     Raises:
         GradvarError: If the checkpoint cannot be used, or there is nothing to mask in a text.
-    """
+    """  # noqa: DOC502
+    found: list[tuple[str, ...]] = []
+
+    def read(tokenizer: Any) -> Corpus:
+        corpus, notices = text_corpus(texts, tokenizer, max_length)
+        found.append(notices)
+        return corpus
+
     _check_texts(texts)
-    loaded = load_checkpoint(checkpoint, dtype=dtype, device=device, allow_random_head=allow_random_head)
-    if max_length > loaded.max_length:
-        raise GradvarError(f"--max-length {max_length} is beyond the {loaded.max_length} positions of {checkpoint}")
-    corpus, notices = text_corpus(texts, loaded.tokenizer, max_length)
-    objective = MaskedLM(loaded.model, loaded.tokenizer, corpus, **options)
-    objective.checkpoint, objective.checkpoint_sha256 = str(checkpoint), loaded.sha256
-    return objective, notices
+    objective = MaskedLM.load(
+        checkpoint,
+        read,
+        max_length=max_length,
+        dtype=dtype,
+        device=device,
+        allow_random_head=allow_random_head,
+        **options,
+    )
+    return objective, found[0]
 
 
 def with_texts(objective: MaskedLM, texts: Sequence[str], tokenizer: Any = None) -> tuple[MaskedLM, tuple[str, ...]]:
@@ -108,31 +115,29 @@ def text_corpus(texts: Sequence[str], tokenizer: Any, max_length: int) -> tuple[
     """
     _check_texts(texts)
     special = set(tokenizer.all_special_ids)
+    prefix, suffix = special_frame(tokenizer)
+    room = max_length - len(prefix) - len(suffix)
+    if room < 1:
+        raise GradvarError(
+            f"--max-length {max_length} leaves no room beside {max_length - room} special tokens; raise it"
+        )
     start = time.perf_counter()
     sequences, notices = [], []
     for text in texts:
         body = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        framed = tokenizer(text, verbose=False)["input_ids"]
         if special.issuperset(body):
             why = "holds only tokens that the checkpoint does not know" if body else "has no token"
             raise GradvarError(f"the text {_quoted(text)} {why}; nothing in it can be masked")
-        room = max_length - (len(framed) - len(body))
-        if room < 1:
-            raise GradvarError(
-                f"--max-length {max_length} leaves no room beside {max_length - room} special tokens; raise it"
-            )
         if len(body) > room:
             notices.append(
                 f"the text {_quoted(text)} has {len(body)} tokens; the first {room} were taken, see --max-length"
             )
-            first = _start(framed, body)
-            framed = [*framed[: first + room], *framed[first + len(body) :]]
             if special.issuperset(body[:room]):
                 raise GradvarError(
                     f"the first {room} tokens of the text {_quoted(text)} are unknown to the checkpoint; nothing in "
                     "them can be masked"
                 )
-        sequences.append(np.array(framed, dtype=np.int32))
+        sequences.append(np.array([*prefix, *body[:room], *suffix], dtype=np.int32))
     seconds = (time.perf_counter() - start) / len(texts)
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
     source = f"{len(texts)} text{'s' * (len(texts) > 1)} given"
@@ -168,18 +173,10 @@ def _check_texts(texts: Sequence[str]) -> None:
     for text in texts:
         if not text.strip():
             raise GradvarError("--text is empty; give a text, or leave it out for the embedded one")
-        if _SURROGATE.search(text):
+        if SURROGATE.search(text):
             raise GradvarError("--text holds half a surrogate pair or bytes that are no UTF-8; remove them")
     if not texts:
         raise GradvarError("there is no text; give one at least")
-
-
-def _start(framed: Sequence[int], body: Sequence[int]) -> int:
-    """Find where a text begins among its special tokens."""
-    for start in range(len(framed) - len(body) + 1):
-        if list(framed[start : start + len(body)]) == list(body):
-            return start
-    raise GradvarError("the tokenizer changes the text when it adds special tokens; gradvar cannot cut it")
 
 
 def _quoted(text: str, most: int = 30) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from gradvar.decomposition.estimate import Estimate
-from gradvar.report.text import WIDTH, percent, plain_table
+from gradvar.report.text import percent, plain_table, plain_text
 
 if TYPE_CHECKING:
     from gradvar.report.comparison import Comparison, Row
@@ -24,9 +23,7 @@ ERRORS = "Beside uniform masks, as parts of their mask variance"
 
 def comparison_summary(result: Comparison) -> str:
     """Render the result as plain text of at most 80 columns."""
-    buffer = io.StringIO()
-    Console(file=buffer, width=WIDTH, color_system=None, highlight=False).print(render_comparison(result))
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+    return plain_text(render_comparison(result))
 
 
 def render_comparison(result: Comparison) -> RenderableType:

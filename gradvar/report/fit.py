@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from gradvar.decomposition.estimate import Estimate
 from gradvar.mapnet.calibration import Calibration
-from gradvar.report.text import WIDTH, plain_table
+from gradvar.report.text import plain_table, plain_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -128,9 +127,7 @@ class Fit:
 
     def __repr__(self) -> str:
         """Render the summary as plain text."""
-        buffer = io.StringIO()
-        Console(file=buffer, width=WIDTH, color_system=None, highlight=False).print(render_fit(self))
-        return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+        return plain_text(render_fit(self))
 
 
 def render_fit(fit: Fit) -> RenderableType:

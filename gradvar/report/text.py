@@ -26,8 +26,13 @@ WIDTH = 80
 
 def summary(result: Decomposition) -> str:
     """Render the result as plain text of at most 80 columns."""
+    return plain_text(render(result))
+
+
+def plain_text(shown: RenderableType) -> str:
+    """Turn what a terminal shows into plain text of at most 80 columns."""
     buffer = io.StringIO()
-    Console(file=buffer, width=WIDTH, color_system=None, highlight=False).print(render(result))
+    Console(file=buffer, width=WIDTH, color_system=None, highlight=False).print(shown)
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from gradvar.report.text import WIDTH, plain_table
+from gradvar.report.text import WIDTH, plain_table, plain_text
 from gradvar.report.tokens import SCALES, agreement, printable
 
 if TYPE_CHECKING:
@@ -22,9 +21,7 @@ _TOKEN = 20  # columns of a token
 
 def tokens_summary(scores: TokenScores) -> str:
     """Render the scores as plain text of at most 80 columns."""
-    buffer = io.StringIO()
-    Console(file=buffer, width=WIDTH, color_system=None, highlight=False).print(render_tokens(scores))
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+    return plain_text(render_tokens(scores))
 
 
 def render_tokens(scores: TokenScores) -> RenderableType:
