@@ -18,7 +18,7 @@ CEILINGS = {
     "position": "weighting single positions",
     "stratification": "disjoint masks",
 }
-ERRORS = "Beside uniform masks, as parts of their mask variance"
+ERRORS = "Beside uniform masks: variance and squared bias over their mask variance"
 
 
 def comparison_summary(result: Comparison) -> str:
@@ -58,7 +58,7 @@ def error_rows(result: Comparison) -> list[tuple[str, ...]]:
         (
             row.proposal,
             _value(row.variance_ratio),
-            "0 by design" if row.declared_unbiased else str(row.bias2_ratio),
+            "0 by design" if row.declared_unbiased else _hundredths(row.bias2_ratio),
             _short(row.max_weight),
         )
         for row in result.proposals
@@ -66,16 +66,16 @@ def error_rows(result: Comparison) -> list[tuple[str, ...]]:
 
 
 def gain_rows(result: Comparison) -> list[tuple[str, ...]]:
-    """List the proposals: name, cost, efficiency, batch gain."""
+    """List the proposals: name, cost, gain of small batches, gain of the batch asked for."""
     return [
-        (row.proposal, _short(row.cost_ratio), _value(row.efficiency), _value(row.batch_gain_at_batch))
+        (row.proposal, _short(row.cost_ratio), _value(row.batch_gain), _value(row.batch_gain_at_batch))
         for row in result.proposals
     ]
 
 
 def gains_caption(result: Comparison) -> str:
     """Head the table of gains."""
-    return f"At equal cost; over 1 is better than uniform (B = {result.study['batch']})"
+    return "Batch gain at equal cost: over 1, the proposal beats uniform masks"
 
 
 def ceiling_lines(result: Comparison) -> list[str]:
@@ -95,16 +95,23 @@ def verdicts(result: Comparison) -> list[str]:
         lines.append(f"Best at equal cost: {best.proposal}, worth {best.batch_gain_at_batch} times the batch.")
     else:
         lines.append("No proposal is clearly better than uniform masks at equal cost.")
-    free = [row for row in result.proposals if _above_one(row.efficiency_without_scoring) and row not in better]
+    small = [row for row in result.proposals if _above_one(row.batch_gain) and row not in better]
+    if small:
+        lines.append(f"Better for small batches alone: {', '.join(row.proposal for row in small)}.")
+    free = [row for row in result.proposals if _scored(row) and _above_one(row.efficiency_without_scoring)]
     if free:
-        names = ", ".join(row.proposal for row in free)
-        lines.append(f"Better if only scores were free: {names}.")
+        lines.append(f"Better if scores were free: {', '.join(row.proposal for row in free)}.")
     balance = result.disjoint.balance
     if balance.low is not None and balance.high is not None:
         pays = "pay" if balance.high < 0 else "do not pay" if balance.low > 0 else "may or may not pay"
         best_masks = result.disjoint.masks
         lines.append(f"Disjoint masks {pays}: V_data + Cov = {balance}, best K = {best_masks}.")
     return lines
+
+
+def _scored(row: Row) -> bool:
+    """Whether scoring is most of what a draw costs more than a uniform one."""
+    return (row.cost_ratio.estimate or 1.0) > 1.02 * (row.cost_ratio_without_scoring.estimate or 1.0)
 
 
 def _above_one(estimate: Estimate) -> bool:
@@ -119,9 +126,9 @@ def _error_table(result: Comparison) -> RenderableType:
 
 
 def _gain_table(result: Comparison) -> RenderableType:
-    table = plain_table("proposal", "cost", "efficiency", "batch gain at B")
-    for row in gain_rows(result):
-        table.add_row(*row)
+    table = plain_table("proposal", "cost", "small B", f"B = {result.study['batch']} [95 %]")
+    for row in result.proposals:
+        table.add_row(row.proposal, _short(row.cost_ratio), _short(row.batch_gain), _value(row.batch_gain_at_batch))
     return table
 
 
@@ -129,6 +136,13 @@ def _value(estimate: Estimate) -> str:
     """Leave out an interval of no width."""
     exact = estimate.estimate is not None and estimate.low == estimate.estimate == estimate.high
     return _short(estimate) if exact else str(estimate)
+
+
+def _hundredths(estimate: Estimate) -> str:
+    """Write a small part in percent, to the second decimal."""
+    if estimate.estimate is None or estimate.low is None or estimate.high is None:
+        return percent(estimate)
+    return f"{100 * estimate.estimate:.2f} % [{100 * estimate.low:.2f}, {100 * estimate.high:.2f}]"
 
 
 def _short(estimate: Estimate) -> str:

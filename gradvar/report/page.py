@@ -225,7 +225,8 @@ def _errors(result: Comparison) -> Table:
 
 
 def _gains(result: Comparison) -> Table:
-    columns = ("proposal", "cost of a draw", "efficiency [95 %]", "batch gain at B [95 %]")
+    batch = result.study["batch"]
+    columns = ("proposal", "cost of a draw", "small batches [95 %]", f"B = {batch} [95 %]")
     return Table(gains_caption(result), columns, tuple(gain_rows(result)))
 
 
