@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,9 +19,9 @@ from gradvar.huggingface.forward import embedding_shape, encoder_flops_per_token
 from gradvar.judging import TARGETS, Judge
 from gradvar.mapnet.calibration import Calibration
 from gradvar.mapnet.config import MapNetConfig, default_config
-from gradvar.mapnet.losses import LOSSES, Loss, variance
+from gradvar.mapnet.losses import LOSSES, Loss, language, variance
 from gradvar.mapnet.network import MapNet
-from gradvar.mapnet.score import log_scores
+from gradvar.mapnet.score import log_scores, read, table
 from gradvar.masking.hashing import hash_key
 from gradvar.masking.masks import Sentences, chosen_of
 from gradvar.masking.proposal import nearest
@@ -43,6 +44,7 @@ class Options:
     Attributes:
         target: What is measured: ``gradient`` (true norms, dear), ``logit``, ``last-layer`` or ``loss`` (forward only).
         loss: ``variance``, ``kl`` or ``log-regression``; see :mod:`gradvar.mapnet.losses`.
+        language: Weight of the cross-entropy of the targets' tokens, which is added to it; 0 for none.
         epochs: Passes over the sentences, each with a fresh mask of every sentence.
         learning_rate: Of AdamW, with a linear warm-up and a cosine decay.
         weight_decay: Of AdamW.
@@ -53,8 +55,9 @@ class Options:
 
     target: str = "logit"
     loss: str = "variance"
+    language: float = 0.1
     epochs: int = 8
-    learning_rate: float = 1e-3
+    learning_rate: float = 4e-3
     weight_decay: float = 0.05
     epsilon: float = 0.0
     weight_cap: float | None = None
@@ -65,6 +68,8 @@ class Options:
             raise GradvarError(f"--target '{self.target}' is unknown{nearest(self.target, TARGETS)}")
         if self.loss not in LOSSES:
             raise GradvarError(f"--loss '{self.loss}' is unknown{nearest(self.loss, LOSSES)}")
+        if not 0 <= self.language < math.inf:
+            raise GradvarError(f"--language {self.language} is not a number from 0 up")
         if self.epochs < 1:
             raise GradvarError(f"--epochs {self.epochs} is not a positive number")
         if not 0 < self.learning_rate < 1:
@@ -138,6 +143,7 @@ def fit_mapnet(
             "contexts": contexts,
             "target": options.target,
             "loss": options.loss,
+            "language": options.language,
             "epochs": options.epochs,
             "learning_rate": options.learning_rate,
             "weight_decay": options.weight_decay,
@@ -184,7 +190,11 @@ def _train(
         for batch in _batches(data[cut:], seed + epoch):
             rows = objective.sentences(batch, seed)
             norms, observed = _measure(objective, rows, options.target, epoch + 1)
-            loss = loss_of(log_scores(network, rows, objective.scoring), norms, observed, rows.maskable)
+            reading = read(network, rows, objective.scoring)
+            loss = loss_of(reading.log_scores, norms, observed, rows.maskable)
+            if options.language:
+                tokens = table(network, objective.scoring)
+                loss = loss + options.language * language(reading.contexts, tokens, rows.ids, observed)
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -207,13 +217,9 @@ def _copy(network: MapNet) -> dict[str, Tensor]:
 
 
 def _configuration(objective: MaskedLM, options: Options) -> MapNetConfig:
-    vocabulary, width = embedding_shape(objective.model)
     length = objective.corpus.max_length
-    given = dict(options.shape)
-    if {"width", "layers"} <= given.keys():  # at whatever cost
-        return MapNetConfig(vocabulary, width, max_length=length, **given)
-    default = default_config(vocabulary, width, encoder_flops_per_token(objective.model, length), length)
-    return MapNetConfig(**{**vars(default), **given})
+    flops = encoder_flops_per_token(objective.model, length)
+    return default_config(*embedding_shape(objective.model), flops, length, **dict(options.shape))
 
 
 def _loss(options: Options) -> Loss:

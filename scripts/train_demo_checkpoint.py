@@ -4,6 +4,12 @@ The demo text (public domain) is never trained on. Files: one article after anot
 blank lines between articles. Writes a Hugging Face folder with 16-bit weights and `training.json`.
 
     python scripts/train_demo_checkpoint.py --train wiki-train.txt.xz --valid wiki-valid.txt.xz --out demo-checkpoint
+
+With `--start FOLDER` it goes on from a checkpoint, with its tokenizer and a schedule of its own; so the one of
+docs/proposals.md that was trained further was made:
+
+    python scripts/train_demo_checkpoint.py --start gradvar/demo/checkpoint --train wiki-train.txt.xz \
+        --valid wiki-valid.txt.xz --steps 8000 --learning-rate 1e-3 --seed 1 --out further
 """
 
 import argparse
@@ -17,6 +23,7 @@ import torch
 from tokenizers import BertWordPieceTokenizer
 from transformers import BertTokenizerFast, ModernBertConfig, ModernBertForMaskedLM
 
+from gradvar.huggingface.checkpoint import load_checkpoint
 from gradvar.huggingface.corpus import load_corpus
 from gradvar.huggingface.masked_lm import MaskedLM
 from gradvar.huggingface.reading import read_rows
@@ -33,6 +40,24 @@ def train_tokenizer(documents: tuple[tuple[str, ...], ...], size: int, out: Path
     return tokenizer
 
 
+def new_model(tokenizer: BertTokenizerFast) -> ModernBertForMaskedLM:
+    """Make the model that is trained, with random weights."""
+    config = ModernBertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        pad_token_id=tokenizer.pad_token_id,
+        cls_token_id=tokenizer.cls_token_id,
+        sep_token_id=tokenizer.sep_token_id,
+        bos_token_id=tokenizer.cls_token_id,
+        eos_token_id=tokenizer.sep_token_id,
+    )
+    return ModernBertForMaskedLM(config)
+
+
 def validation_loss(objective: MaskedLM, sentences: int) -> float:
     """Mean loss under fixed masks, in nats a target."""
     with torch.no_grad():
@@ -47,6 +72,7 @@ def main() -> None:
     parser.add_argument("--train", required=True)
     parser.add_argument("--valid", required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="checkpoint to go on from")
     parser.add_argument("--steps", type=int, default=12_000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
@@ -54,21 +80,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
 
-    tokenizer = train_tokenizer(read_rows(args.train).documents or (), 8192, args.out)
-    config = ModernBertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        max_position_embeddings=512,
-        pad_token_id=tokenizer.pad_token_id,
-        cls_token_id=tokenizer.cls_token_id,
-        sep_token_id=tokenizer.sep_token_id,
-        bos_token_id=tokenizer.cls_token_id,
-        eos_token_id=tokenizer.sep_token_id,
-    )
-    model = ModernBertForMaskedLM(config)
+    if args.start:
+        checkpoint = load_checkpoint(args.start)
+        model, tokenizer = checkpoint.model, checkpoint.tokenizer
+        tokenizer.save_pretrained(args.out)
+    else:
+        tokenizer = train_tokenizer(read_rows(args.train).documents or (), 8192, args.out)
+        model = new_model(tokenizer)
     train = MaskedLM(model, tokenizer, load_corpus(args.train, tokenizer))
     valid = MaskedLM(model, tokenizer, load_corpus(args.valid, tokenizer))
     print(f"{train.corpus}; {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
@@ -105,6 +123,7 @@ def main() -> None:
             print(row, f"{time.perf_counter() - start:.0f} s", flush=True)
     model.half().save_pretrained(args.out)
     record = {
+        "start": str(args.start) if args.start else None,
         "steps": args.steps,
         "batch": args.batch,
         "learning_rate": args.learning_rate,

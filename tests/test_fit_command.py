@@ -62,6 +62,7 @@ def test_a_fit_is_written_and_used(run):
         ([*SHAPE, "--out", "net", "--held-out", "4"], "--held-out 4: a fit is judged on 8 sentences"),
         ([*SHAPE, "--out", "net", "--sentences", "9999"], "do not go into the"),
         ([*SHAPE, "--out", "net", "--loss", "kl", "--epsilon", "0.1"], "belong to the variance loss"),
+        ([*SHAPE, "--out", "net", "--language", "-1"], "--language -1.0 is not a number from 0 up"),
         (["--width", "9", "--layers", "1", "--heads", "2", "--out", "net"], "cannot be shared among 2 heads"),
     ],
 )

@@ -19,7 +19,7 @@ VOCABULARY, WIDTH = 60, 16
 
 def network(seed=3):
     torch.manual_seed(seed)
-    built = MapNet(MapNetConfig(VOCABULARY, WIDTH, "model", width=8, layers=1, heads=2, max_length=32))
+    built = MapNet(MapNetConfig(VOCABULARY, WIDTH, "model", width=8, layers=1, heads=2))
     with torch.no_grad():
         for parameter in built.parameters():
             parameter += 0.3 * torch.randn_like(parameter)

@@ -29,9 +29,7 @@ def place(tmp_path_factory):
     cases.write_text(place / "text.txt", documents=4)
     torch.manual_seed(3)
     for name, width in (("mapnet", 16), ("other", 20)):
-        MapNet(MapNetConfig(60, width, "model", width=8, layers=1, heads=2, max_length=32)).save_pretrained(
-            place / name
-        )
+        MapNet(MapNetConfig(60, width, "model", width=8, layers=1, heads=2)).save_pretrained(place / name)
     return place
 
 

@@ -19,11 +19,13 @@ def fit_mapnet(
     contexts: Annotated[int, typer.Option(help="Contexts of the held-out gradients, 2 or more.")] = 4,
     target: Annotated[str, typer.Option(help="gradient, logit, last-layer or loss: what is learnt.")] = "logit",
     loss: Annotated[str, typer.Option(help="variance, kl or log-regression.")] = "variance",
+    language: Annotated[float, typer.Option(help="Weight of the language loss that is added; 0 for none.")] = 0.1,
     epochs: Annotated[int, typer.Option(help="Passes over the sentences, in fresh contexts.")] = 8,
-    learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-3,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = 4e-3,
     embeddings: Annotated[str | None, typer.Option(help="What it reads: model or own. [default: model]")] = None,
-    layers: Annotated[int | None, typer.Option(help="Of the network. [default: by the encoder's cost]")] = None,
     width: Annotated[int | None, typer.Option(help="Of the network. [default: by the encoder's cost]")] = None,
+    window: Annotated[int | None, typer.Option(help="Neighbours on either side seen in order. [default: 4]")] = None,
+    layers: Annotated[int | None, typer.Option(help="Of attention to the whole sentence. [default: 1]")] = None,
     heads: Annotated[int | None, typer.Option(help="Of the network. [default: 32 wide each]")] = None,
     temperature: Annotated[float | None, typer.Option(help="Divides the log scores. [default: 1]")] = None,
     epsilon: Annotated[float, typer.Option(help="Uniform part in the variance loss.")] = 0.0,
@@ -42,6 +44,8 @@ def fit_mapnet(
 ) -> None:
     """Fit a MAPNet to a frozen masked LM: a small network that scores positions from the unmasked sentence.
 
+    It learns from losses of masks that the model is given, forward passes only, and beside that to tell tokens from
+    their surroundings, without which it learns little more than which tokens are hard.
     It is judged on held-out sentences: rank correlation with the gradient norms, the share of the variance removed by
     the oracle that it captures, and the share of what position weights can remove at best.
     """
@@ -66,9 +70,16 @@ def fit_mapnet(
     from gradvar.fitting import fit_mapnet as fit
     from gradvar.report.fit import render_fit
 
-    given = {"embeddings": embeddings, "layers": layers, "width": width, "heads": heads, "temperature": temperature}
+    given = {
+        "embeddings": embeddings,
+        "width": width,
+        "window": window,
+        "layers": layers,
+        "heads": heads,
+        "temperature": temperature,
+    }
     shape = tuple((name, value) for name, value in given.items() if value is not None)
-    how = Options(target, loss, epochs, learning_rate, epsilon=epsilon, weight_cap=weight_cap, shape=shape)
+    how = Options(target, loss, language, epochs, learning_rate, epsilon=epsilon, weight_cap=weight_cap, shape=shape)
     console = common.stderr()
     with status(console, "loading the checkpoint and the data"):
         objective = common.load(checkpoint, data, **chosen)

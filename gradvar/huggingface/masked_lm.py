@@ -113,7 +113,7 @@ class MaskedLM:
     def _fitted(self, mapnet: MapNet | str | Path) -> dict[str, Score]:
         """Scores by a fitted network."""
         network = mapnet if isinstance(mapnet, MapNet) else MapNet.from_pretrained(mapnet)
-        network.check_fits(*embedding_shape(self.model), self.corpus.max_length)
+        network.check_fits(*embedding_shape(self.model))
         score = MapNetScore(network.to(self.device).eval())
         return {"mapnet": score, "mapnet-permuted": Permuted(score)}
 

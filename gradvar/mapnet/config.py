@@ -15,8 +15,8 @@ COOLEST = 0.125
 """Lowest temperature: log scores stay below 64 in size, whose exponentials fit float32."""
 AFFORDABLE = 0.1
 """Share of the encoder's FLOPs that :func:`default_config` may spend."""
-_DEEP, _SHALLOW = (256, 224, 192, 160, 128, 96, 64, 32), (256, 224, 192, 160, 128, 96, 64, 32, 16, 8, 4)
-_SIZES = ("vocabulary", "input_width", "width", "layers", "heads", "feed_forward", "max_length")
+_WIDTHS = (256, 224, 192, 160, 128, 96, 64, 48, 32, 16, 8, 4)
+_SIZES = ("vocabulary", "input_width", "width", "window", "layers", "heads", "feed_forward")
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class MapNetConfig:
         input_width: Width of that encoder's token embeddings.
         embeddings: What it reads; see :data:`Embeddings`.
         width: Of its own hidden states, a multiple of ``heads``.
-        layers: Transformer layers.
+        window: Neighbours on either side whose order is seen.
+        layers: Layers of attention to the whole sentence.
         heads: Attention heads a layer.
         feed_forward: Width of the hidden layer of each feed-forward block, as a multiple of ``width``.
-        max_length: Longest sentence, special tokens included.
         temperature: Log scores are divided by it.
 
     Raises:
@@ -42,10 +42,10 @@ class MapNetConfig:
     input_width: int
     embeddings: Embeddings = "model"
     width: int = 64
-    layers: int = 2
+    window: int = 4
+    layers: int = 1
     heads: int = 2
-    feed_forward: int = 4
-    max_length: int = 512
+    feed_forward: int = 2
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -65,14 +65,20 @@ class MapNetConfig:
         if type(warmth) not in (int, float) or not COOLEST <= warmth < inf:
             raise GradvarError(f"a MAPNet's temperature cannot be {warmth!r}; give a number from {COOLEST} up")
 
+    @property
+    def embedding_width(self) -> int:
+        """Width of the embeddings that it reads: the encoder's, or, of its own, its ``width``."""
+        return self.input_width if self.embeddings == "model" else self.width
+
 
 def flops_per_token(config: MapNetConfig, length: int) -> float:
     """Count the FLOPs of a forward pass for each position of a sentence, a multiply-add as two.
 
-    With width ``w``, ``d = input_width`` and ``m = feed_forward``, for sentences of ``length`` positions,
-    ``[2 d w] + layers (8 w^2 + 4 length w + 4 m w^2) + 2 w``: the projection (none for ``own`` embeddings, a look-up);
-    a layer's query, key, value and output, its scores and their sums, its feed-forward block; and the head. Norms,
-    biases, softmax and GELU are left out.
+    With width ``w``, ``d`` that of the embeddings, ``r = window`` and ``m = feed_forward``, for sentences of ``length``
+    positions: ``[2 d w]`` for the tokens (none for ``own`` embeddings, a look-up, of ``d = w``); ``4 r w^2`` for the
+    window; ``8 w^2 + 4 (length + 1) w + 4 m w^2`` a layer, for its query, key, value and output, its scores and their
+    sums, its feed-forward block; ``2 w d`` for the context; and ``2 (2 w + 1) w + 2 w`` for the head. Norms, biases,
+    softmax, GELU and the inner product of context and token are left out.
 
     Args:
         config: The MAPNet's.
@@ -81,39 +87,40 @@ def flops_per_token(config: MapNetConfig, length: int) -> float:
     Returns:
         FLOPs.
     """
-    w = config.width
-    entry = 2 * config.input_width * w if config.embeddings == "model" else 0
-    layer = 8 * w**2 + 4 * length * w + 4 * config.feed_forward * w**2
-    return float(entry + config.layers * layer + 2 * w)
+    w, d = config.width, config.embedding_width
+    entry = 2 * d * w if config.embeddings == "model" else 0
+    layer = 8 * w**2 + 4 * (length + 1) * w + 4 * config.feed_forward * w**2
+    head = 2 * (2 * w + 1) * w + 2 * w
+    return float(entry + 4 * config.window * w**2 + config.layers * layer + 2 * w * d + head)
 
 
-def default_config(vocabulary: int, input_width: int, encoder_flops_per_token: float, max_length: int) -> MapNetConfig:
-    """Pick the largest MAPNet that costs a tenth of the encoder's forward pass at most.
+def default_config(
+    vocabulary: int, input_width: int, encoder_flops_per_token: float, max_length: int, **shape: Any
+) -> MapNetConfig:
+    """Pick the widest MAPNet, from 256 down to 4, that costs a tenth of the encoder's forward pass at most.
 
-    Two layers as wide as can be, from 256 down to 32; else one layer, down to a width of 4. Wider ones are not tried: a
-    score is cheap to learn beside a language, and what it is learnt from is small. Heads are 32 wide.
+    Wider ones are not tried: they want more text than a fit reads.
 
     Args:
         vocabulary: Tokens of the encoder.
         input_width: Width of its token embeddings, which the MAPNet reads.
         encoder_flops_per_token: Of the encoder's forward pass over ``max_length`` positions, a multiply-add as two.
         max_length: Longest sentence; attention is dearest there, so the promise holds for all.
+        **shape: Fields that are settled. With a ``width`` among them it costs what it costs. Heads are about 32 wide.
 
     Returns:
         The configuration.
 
     Raises:
-        GradvarError: If not even the smallest MAPNet is as cheap.
+        GradvarError: If not even the smallest MAPNet is as cheap, or no network can have this shape.
     """
-    for layers, widths in ((2, _DEEP), (1, _SHALLOW)):
-        for width in widths:
-            heads = max(1, width // 32)
-            config = MapNetConfig(
-                vocabulary, input_width, width=width, layers=layers, heads=heads, max_length=max_length
-            )
-            if flops_per_token(config, max_length) <= AFFORDABLE * encoder_flops_per_token:
-                return config
+    for width in [shape["width"]] if "width" in shape else _WIDTHS:
+        heads = next(n for n in range(max(1, width // 32), 0, -1) if width % n == 0)
+        settled: dict[str, Any] = {"width": width, "heads": heads} | shape
+        config = MapNetConfig(vocabulary, input_width, **settled)
+        if "width" in shape or flops_per_token(config, max_length) <= AFFORDABLE * encoder_flops_per_token:
+            return config
     raise GradvarError(
         f"no MAPNet is as cheap as a tenth of an encoder of {encoder_flops_per_token:,.0f} FLOPs a token; shorten "
-        f"--max-length from {max_length}, or give the MAPNet's width and layers"
+        f"--max-length from {max_length}, or give the MAPNet's width"
     )

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from math import log, log1p
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gradvar.errors import GradvarError
@@ -140,6 +141,25 @@ def variance(
     terms = 2 * log_norms + log_weight - seen.sum(dim=1, keepdim=True).to(log_scores.dtype).log()
     # At once over rows and positions: of a row of zeros alone the gradient of logsumexp is not a number.
     return terms.logsumexp(dim=1).mean() if per_row else terms.flatten().logsumexp(dim=0) - log(len(terms))
+
+
+def language(contexts: Tensor, table: Tensor, ids: Tensor, observed: Tensor) -> Tensor:
+    """Cross-entropy of a token given its surroundings, ``mean_{i observed} -log softmax_v(<c_i, e_v>)[x_i]``, in nats.
+
+    A help beside the others: one norm a target says little about what makes tokens surprising, the token itself says
+    much. Minimised by ``<c_i, e_v> = log P(v | surroundings)`` up to a constant a context, where that can be had.
+
+    Args:
+        contexts: ``[rows, positions, width]``, ``c_i``.
+        table: ``[vocabulary, width]``, the embeddings ``e_v``.
+        ids: ``[rows, positions]``, the tokens ``x_i``; anything where not observed.
+        observed: ``[rows, positions]`` bool.
+
+    Returns:
+        The loss; zero where nothing was observed.
+    """
+    logits = F.linear(contexts[observed], table.to(contexts.dtype))
+    return F.cross_entropy(logits, ids[observed], reduction="sum") / max(1, len(logits))
 
 
 LOSSES: dict[str, Loss] = {"log-regression": log_regression, "kl": kl, "variance": variance}

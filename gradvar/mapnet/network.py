@@ -1,7 +1,9 @@
-"""The MAPNet: a small transformer that reads the *unmasked* sentence and gives every position a log score.
+"""The MAPNet: a small network that reads the *unmasked* sentence and gives every position a log score.
 
-Its size, its layers, the bound of its scores and the zero at its start are choices of this project. Its shape and cost
-live in config.py, what it is fitted to in losses.py, its files in files.py.
+A gradient is large where the surroundings do not give the token away, and it takes a language model, if a poor one, to
+tell. So contexts, which never read their own token, are kept apart from tokens, and the score is of the two together.
+All of this is a choice of this project. The network's shape and cost live in config.py, what it is fitted to in
+losses.py, its files in files.py.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +25,28 @@ BOUND = 8.0
 """Log scores are softly kept between minus and plus this: scores of one sentence differ by ``e^16`` at most."""
 
 
+class Reading(NamedTuple):
+    """What a MAPNet makes of sentences.
+
+    Attributes:
+        log_scores: ``[rows, positions]`` float32; zero where padded.
+        contexts: ``[rows, positions, embedding_width]``, ``c_i``: what its surroundings say of a token. They do not
+            depend on the token itself.
+    """
+
+    log_scores: Tensor
+    contexts: Tensor
+
+
 class MapNet(nn.Module):
     """Log scores of positions, from the unmasked sentence.
 
-    Linear projection of the encoder's embeddings (or an own table), plus learned positions, LayerNorm; pre-norm
-    transformer layers with full attention and GELU; LayerNorm and a linear head that starts at zero, so that an
-    unfitted MAPNet scores all positions alike. No dropout. Positions are counted along the tokens, so that padding
-    changes nothing wherever it stands.
+    Tokens are a linear projection of the encoder's embeddings ``e`` (or an own table), with LayerNorm. A context starts
+    from the ``window`` tokens on either side, one linear layer of them; every layer adds attention to the tokens
+    elsewhere in the sentence, or to none, and a feed-forward block with GELU. Neither sees the position's own token.
+    LayerNorm and a linear layer make the context vector ``c_i`` of it. The head, of one hidden layer, reads context,
+    token and their agreement ``<c_i, e_i>``; it starts at zero, so that an unfitted MAPNet scores all positions alike.
+    No dropout, and no positions: sentences may be of any length.
 
     Args:
         config: Its shape.
@@ -45,15 +62,17 @@ class MapNet(nn.Module):
         if config.embeddings == "model":
             self.entry = nn.Linear(config.input_width, width)
         else:
-            self.entry = _table(config.vocabulary, width)
-        self.positions = _table(config.max_length, width)
+            self.entry = nn.Embedding(config.vocabulary, width)
+            nn.init.normal_(self.entry.weight, std=0.02)
         # The scale of the embeddings differs from encoder to encoder; it says nothing about positions.
         self.entry_norm = nn.LayerNorm(width)
+        self.window = nn.Linear(2 * config.window * width, width)
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.context_norm, self.context = nn.LayerNorm(width), nn.Linear(width, config.embedding_width)
+        self.hidden, self.head = nn.Linear(2 * width + 1, width), nn.Linear(width, 1)
+        for last in (self.context, self.head):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def forward(self, inputs: Tensor, attention: Tensor) -> Tensor:
         """Score positions: ``8 tanh(x/8) / temperature``, ``x`` the head's output.
@@ -67,7 +86,22 @@ class MapNet(nn.Module):
             ``[rows, positions]`` float32 log scores; zero where padded.
 
         Raises:
-            GradvarError: If the inputs are not of the MAPNet's width, or too long for it.
+            GradvarError: If the inputs are not of the MAPNet's width.
+        """  # noqa: DOC502
+        return self.read(inputs, attention).log_scores
+
+    def read(self, inputs: Tensor, attention: Tensor) -> Reading:
+        """Score positions, and say what the context of each is; see :meth:`forward`.
+
+        Args:
+            inputs: See :meth:`forward`.
+            attention: See :meth:`forward`.
+
+        Returns:
+            Both.
+
+        Raises:
+            GradvarError: If the inputs are not of the MAPNet's width.
         """
         own = self.config.embeddings == "own"
         shape = attention.shape if own else (*attention.shape, self.config.input_width)
@@ -76,30 +110,33 @@ class MapNet(nn.Module):
                 f"the MAPNet reads {'ids' if own else 'embeddings'} of shape {list(shape)}, not {list(inputs.shape)}; "
                 "give what its configuration's 'embeddings' says"
             )
-        # The tokens are only counted where they may be too many: that waits for the device.
-        longest = self.config.max_length
-        if attention.shape[1] > longest and (length := int(attention.sum(dim=1).max())) > longest:
-            raise GradvarError(_too_long(length, longest))
+        padded = ~attention.unsqueeze(-1)
         if own:
-            hidden = self.entry(inputs.masked_fill(~attention, 0))
+            embedded = tokens = self.entry(inputs.masked_fill(~attention, 0))
         else:
-            # Whatever stands in the padding is multiplied by zero in attention, which does not rid it of NaN.
-            known = inputs.detach().masked_fill(~attention.unsqueeze(-1), 0.0)
-            hidden = self.entry(known.to(self.head.weight.dtype))
-        places = (attention.long().cumsum(dim=1) - 1).clamp(min=0)
-        hidden = self.entry_norm(hidden + self.positions(places))
+            # Whatever stands in the padding is multiplied by zero, which does not rid it of NaN.
+            embedded = inputs.detach().masked_fill(padded, 0.0).to(self.head.weight.dtype)
+            tokens = self.entry(embedded)
+        tokens = self.entry_norm(tokens).masked_fill(padded, 0.0)
+        context = self.window(_neighbours(tokens, self.config.window))
+        # Others alone may be attended to, or a key and value of zero: a token without others has that at least.
+        others = attention.unsqueeze(1) & ~torch.eye(attention.shape[1], dtype=torch.bool, device=attention.device)
+        others = F.pad(others, (0, 1), value=True).unsqueeze(1)
         for layer in self.layers:
-            hidden = layer(hidden, attention[:, None, None, :])
-        scores = self.head(self.norm(hidden)).squeeze(-1).float()
-        return (BOUND * torch.tanh(scores / BOUND) / self.config.temperature).masked_fill(~attention, 0.0)
+            context = layer(context, tokens, others)
+        context = self.context_norm(context)
+        contexts = self.context(context)
+        agreement = (contexts * embedded).sum(dim=-1, keepdim=True)
+        scores = self.head(F.gelu(self.hidden(torch.cat([context, tokens, agreement], dim=-1)))).squeeze(-1).float()
+        bounded = BOUND * torch.tanh(scores / BOUND) / self.config.temperature
+        return Reading(bounded.masked_fill(~attention, 0.0), contexts)
 
-    def check_fits(self, vocabulary: int, input_width: int, max_length: int | None = None) -> None:
+    def check_fits(self, vocabulary: int, input_width: int) -> None:
         """Refuse an encoder that this MAPNet does not go with.
 
         Args:
             vocabulary: Tokens of the encoder.
             input_width: Width of its token embeddings; of no account to a MAPNet with embeddings of its own.
-            max_length: Longest sentence, if that is to be checked too.
 
         Raises:
             GradvarError: If one of them is not the MAPNet's.
@@ -115,8 +152,6 @@ class MapNet(nn.Module):
                 f"the MAPNet reads embeddings of width {config.input_width}, the encoder's are {input_width} wide; fit "
                 "one to this encoder"
             )
-        if max_length is not None and max_length > config.max_length:
-            raise GradvarError(_too_long(max_length, config.max_length))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the network to a folder; see :func:`gradvar.mapnet.files.write` for the files and the errors.
@@ -152,33 +187,30 @@ class MapNet(nn.Module):
 
 
 class _Layer(nn.Module):
-    """A pre-norm transformer layer."""
+    """A pre-norm layer: attention from contexts to tokens, and a feed-forward block."""
 
     def __init__(self, config: MapNetConfig) -> None:
         super().__init__()
         width, inner = config.width, config.feed_forward * config.width
         self.heads = config.heads
         self.attention_norm, self.feed_forward_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query_key_value, self.output = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.query, self.key_value, self.output = (nn.Linear(width, n * width) for n in (1, 2, 1))
         self.widen, self.narrow = nn.Linear(width, inner), nn.Linear(inner, width)
 
-    def forward(self, hidden: Tensor, seen: Tensor) -> Tensor:
-        """Map ``[rows, positions, width]`` to the same; ``seen`` is ``[rows, 1, 1, positions]`` bool."""
-        parts = self.query_key_value(self.attention_norm(hidden)).unflatten(-1, (3, self.heads, -1))
-        query, key, value = parts.permute(2, 0, 3, 1, 4)
+    def forward(self, context: Tensor, tokens: Tensor, seen: Tensor) -> Tensor:
+        """Map contexts ``[rows, positions, width]`` to the same.
+
+        ``seen`` is ``[rows, 1, positions, positions + 1]`` bool, the last for a key and value of zero.
+        """
+        query = self.query(self.attention_norm(context)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        pair = self.key_value(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        key, value = F.pad(pair, (0, 0, 0, 1))
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
-        hidden = hidden + self.output(mixed.transpose(1, 2).flatten(2))
-        return hidden + self.narrow(F.gelu(self.widen(self.feed_forward_norm(hidden))))
+        context = context + self.output(mixed.transpose(1, 2).flatten(2))
+        return context + self.narrow(F.gelu(self.widen(self.feed_forward_norm(context))))
 
 
-def _table(rows: int, width: int) -> nn.Embedding:
-    table = nn.Embedding(rows, width)
-    nn.init.normal_(table.weight, std=0.02)
-    return table
-
-
-def _too_long(length: int, longest: int) -> str:
-    return (
-        f"a sentence of {length} tokens is too long for a MAPNet that reads {longest}; give --max-length {longest}, or "
-        "fit one for longer sentences"
-    )
+def _neighbours(tokens: Tensor, reach: int) -> Tensor:
+    """``[rows, positions, 2 reach width]``: the tokens up to ``reach`` before and after each; zero past the ends."""
+    length, padded = tokens.shape[1], F.pad(tokens, (0, 0, reach, reach))
+    return torch.cat([padded[:, reach + step :][:, :length] for step in range(-reach, reach + 1) if step], dim=-1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradvar.mapnet.network import MapNet
+from gradvar.mapnet.network import MapNet, Reading
 from gradvar.masking.masks import Sentences
 from gradvar.masking.scores import Task
 
@@ -33,7 +33,12 @@ class MapNetScore:
 
 
 def log_scores(network: MapNet, sentences: Sentences, task: Task) -> Tensor:
-    """Run a network on sentences: ``[rows, positions]`` log scores, with gradients for the network alone.
+    """Run a network on sentences: ``[rows, positions]`` log scores; see :func:`read`."""
+    return read(network, sentences, task).log_scores
+
+
+def read(network: MapNet, sentences: Sentences, task: Task) -> Reading:
+    """Run a network on sentences, with gradients for the network alone.
 
     Args:
         network: The network.
@@ -41,8 +46,14 @@ def log_scores(network: MapNet, sentences: Sentences, task: Task) -> Tensor:
         task: The objective, whose token embeddings it may read.
 
     Returns:
-        The log scores.
+        Log scores and contexts.
     """
     ids = sentences.ids.clamp(min=0)
     inputs = ids if network.config.embeddings == "own" else task.token_embeddings(ids)
-    return network(inputs, sentences.attended)
+    return network.read(inputs, sentences.attended)
+
+
+def table(network: MapNet, task: Task) -> Tensor:
+    """Take the ``[vocabulary, embedding_width]`` embeddings that a network's contexts expect tokens by."""
+    tokens = torch.arange(network.config.vocabulary, device=network.head.weight.device)
+    return network.entry(tokens) if network.config.embeddings == "own" else task.token_embeddings(tokens)

@@ -5,12 +5,12 @@ import torch
 from gradvar.mapnet.config import MapNetConfig
 from gradvar.mapnet.network import MapNet
 
-VOCABULARY, INPUT_WIDTH, LONGEST = 50, 12, 10
+VOCABULARY, INPUT_WIDTH = 50, 12
 EMBEDDINGS = ("model", "own")
 
 
 def config(embeddings: str = "model", **changes: object) -> MapNetConfig:
-    sizes = {"width": 8, "layers": 2, "heads": 2, "max_length": LONGEST}
+    sizes = {"width": 8, "window": 2, "layers": 2, "heads": 2}
     return MapNetConfig(VOCABULARY, INPUT_WIDTH, embeddings, **(sizes | changes))
 
 

@@ -16,7 +16,7 @@ from tests.mapnet import networks
     [
         ({"layers": 0}, "a MAPNet of layers 0 cannot be; give a whole number from 1 up"),
         ({"width": 8.0}, "a MAPNet of width 8.0 cannot be; give a whole number from 1 up"),
-        ({"max_length": True}, "a MAPNet of max_length True cannot be; give a whole number from 1 up"),
+        ({"window": True}, "a MAPNet of window True cannot be; give a whole number from 1 up"),
         ({"feed_forward": "4"}, "a MAPNet of feed_forward '4' cannot be; give a whole number from 1 up"),
         ({"heads": 3}, "a MAPNet's width of 8 cannot be shared among 3 heads; give a multiple of them"),
         ({"temperature": 0.1}, "a MAPNet's temperature cannot be 0.1; give a number from 0.125 up"),
@@ -33,7 +33,7 @@ def test_shapes_that_cannot_be(changes, message):
 
 
 @pytest.mark.parametrize("embeddings", networks.EMBEDDINGS)
-@pytest.mark.parametrize("changes", [{}, {"width": 12, "heads": 1, "layers": 3, "feed_forward": 2}])
+@pytest.mark.parametrize("changes", [{}, {"width": 12, "heads": 1, "layers": 3, "feed_forward": 3, "window": 3}])
 def test_flops_are_those_that_torch_counts(embeddings, changes):
     """The counter does not know the fused attention of the CPU, hence the backend of plain products."""
     network = MapNet(networks.config(embeddings, **changes))
@@ -44,30 +44,35 @@ def test_flops_are_those_that_torch_counts(embeddings, changes):
 
 
 @pytest.mark.parametrize(
-    ("vocabulary", "input_width", "encoder", "length", "size"),
+    ("vocabulary", "input_width", "encoder", "length", "width"),
     [
-        (30522, 768, 175e6, 128, (2, 256, 8)),  # about BERT-base: the widest there is
-        (8192, 128, 1.9e6, 128, (2, 32, 1)),  # about the demo checkpoint
-        (60, 16, 11e3, 32, (1, 4, 1)),  # about the tests' models
+        (30522, 768, 175e6, 128, 256),  # about BERT-base: the widest there is
+        (8192, 128, 1.57e6, 128, 48),  # about the demo checkpoint
+        (60, 16, 15e3, 32, 4),  # about the tests' models
     ],
 )
-def test_default_config(vocabulary, input_width, encoder, length, size):
+def test_default_config(vocabulary, input_width, encoder, length, width):
     found = default_config(vocabulary, input_width, encoder, length)
-    assert (found.layers, found.width, found.heads) == size
-    assert (found.vocabulary, found.input_width, found.max_length) == (vocabulary, input_width, length)
+    assert (found.width, found.layers, found.heads) == (width, 1, max(1, width // 32))
+    assert (found.vocabulary, found.input_width) == (vocabulary, input_width)
     assert flops_per_token(found, length) <= 0.1 * encoder
 
 
-@pytest.mark.parametrize("encoder", [3e3 * 1.3**i for i in range(4, 40)])
-def test_the_default_is_affordable_and_the_largest_that_is(encoder):
-    found = default_config(100, 64, encoder, 128) if encoder > 3e4 else default_config(100, 4, encoder, 8)
-    length, width = found.max_length, found.input_width
-    assert flops_per_token(found, length) <= 0.1 * encoder
-    assert default_config(100, width, 10 * flops_per_token(found, length), length) == found
-    with_less = 10 * flops_per_token(found, length) * 0.999
-    if (found.layers, found.width) != (1, 4):
-        less = default_config(100, width, with_less, length)
-        assert (less.layers, less.width) < (found.layers, found.width)
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("width", [4, 8, 16, 32, 48, 64, 96, 128, 160, 192, 224, 256])
+def test_the_default_is_the_widest_that_is_affordable(width, layers):
+    """At ten times its own cost a width is the default, below that the next one is."""
+    cost = flops_per_token(networks.config(width=width, window=4, layers=layers, heads=1), 128)
+    assert default_config(100, networks.INPUT_WIDTH, 10 * cost, 128, layers=layers).width == width
+    if width > 4:
+        assert default_config(100, networks.INPUT_WIDTH, 9.99 * cost, 128, layers=layers).width < width
+
+
+def test_a_given_width_costs_what_it_costs():
+    """Heads are about 32 wide, and as many as the width can be shared among."""
+    found = [default_config(100, 64, 5000.0, 128, width=width) for width in (1024, 8, 100, 101)]
+    assert [(c.width, c.heads) for c in found] == [(1024, 32), (8, 1), (100, 2), (101, 1)]
+    assert default_config(100, 64, 5000.0, 128, width=100, heads=5).heads == 5
 
 
 def test_an_encoder_too_small_for_any():
@@ -75,5 +80,5 @@ def test_an_encoder_too_small_for_any():
         default_config(100, 64, 5000.0, 128)
     assert str(error.value) == (
         "no MAPNet is as cheap as a tenth of an encoder of 5,000 FLOPs a token; shorten --max-length from 128, or give "
-        "the MAPNet's width and layers"
+        "the MAPNet's width"
     )

@@ -135,8 +135,8 @@ def without_head(folder: Path) -> None:
         (lambda f: replace_weights(f, b"pickle"), "mapnet.safetensors is no safetensors file; copy both files again"),
         (lambda f: change(f, "config", width=None, depth=3), "mapnet.json describes no MAPNet ("),
         (lambda f: change(f, "config", heads=3), "mapnet.json describes no MAPNet (a MAPNet's width of 8 cannot be"),
-        (lambda f: change(f, "config", width=12), "mapnet.safetensors has [8] for 'entry.bias' where mapnet.json asks "
-                                                  "for [12]; copy both files again"),
+        (lambda f: change(f, "config", width=12), "mapnet.safetensors has [12, 8] for 'context.weight' where "
+                                                  "mapnet.json asks for [12, 12]; copy both files again"),
         (lambda f: change(f, "config", layers=1), "has [8] for 'layers.1.attention_norm.bias' where mapnet.json asks "
                                                   "for no tensor; copy both files again"),
         (without_head, "has no tensor for 'head.bias' where mapnet.json asks for [1]; copy both files again"),

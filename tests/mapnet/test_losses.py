@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gradvar.errors import GradvarError
-from gradvar.mapnet.losses import LOSSES, kl, log_regression, variance
+from gradvar.mapnet.losses import LOSSES, kl, language, log_regression, variance
 
 # Four maskable positions, whose norms are f (1 - d) or f (1 + d) with equal chances, and two that are not maskable.
 F = torch.tensor([0.2, 1.0, 3.0, 0.7], dtype=torch.float64)
@@ -258,3 +258,32 @@ def test_a_batch_that_says_nothing(name, target, observed, cause):
 
 def test_the_losses_by_name():
     assert dict(LOSSES) == {"log-regression": log_regression, "kl": kl, "variance": variance}
+
+
+def test_language_is_least_at_the_frequencies():
+    """A free context, seen with tokens 0, 2, 2 of a table of unit vectors: it expects them a third and two thirds."""
+    context = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    ids, observed = torch.tensor([[0, 2, 1], [2, -100, 1]]), torch.tensor([[True, True, False], [True, False, False]])
+    table = torch.eye(3, dtype=torch.float64)
+
+    def loss(at: torch.Tensor) -> torch.Tensor:
+        return language(at.expand(2, 3, 3), table, ids, observed)
+
+    assert loss(context).item() == pytest.approx(log(3), rel=1e-12)
+    third = torch.tensor([1.0, 1e-12, 2.0], dtype=torch.float64).log()
+    assert loss(third).item() == pytest.approx(-log(1 / 3) / 3 - 2 * log(2 / 3) / 3, rel=1e-9)
+    (gradient,) = torch.autograd.grad(loss(context), [context])
+    torch.testing.assert_close(gradient, torch.tensor([0.0, 1 / 3, -1 / 3], dtype=torch.float64))
+
+
+def test_language_of_nothing_is_zero():
+    contexts = torch.ones(1, 2, 3, requires_grad=True)
+    value = language(contexts, torch.ones(5, 3), torch.full((1, 2), -1), torch.zeros(1, 2, dtype=torch.bool))
+    value.backward()
+    assert value == 0
+    assert (contexts.grad == 0).all()
+
+
+def test_language_takes_a_table_of_another_precision():
+    value = language(torch.zeros(1, 1, 3), torch.ones(5, 3).double(), torch.zeros(1, 1).long(), torch.ones(1, 1) > 0)
+    assert value.dtype == torch.float32

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gradvar.errors import GradvarError
-from gradvar.mapnet.network import BOUND, MapNet, _Layer
+from gradvar.mapnet.network import BOUND, MapNet, _Layer, _neighbours
 from tests.mapnet import networks
 
 both = pytest.mark.parametrize("embeddings", networks.EMBEDDINGS)
@@ -22,44 +22,77 @@ def test_an_unfitted_mapnet_scores_all_alike(embeddings):
 
 @both
 def test_a_fitted_mapnet_does_not(embeddings):
-    """Its scores depend on the token, on its place, and on the tokens on both sides."""
+    """Its scores depend on the token and on what surrounds it; out of the window, not on the order of that."""
     network, read = networks.fitted(embeddings), networks.inputs(embeddings, rows=1)
-    alike = read[:, :1].expand_as(read)
-    swapped = read[:, [0, 1, 2, 3, 5, 4, 6]]
-    scores, swapped_scores = (network(x, networks.everything(1)) for x in (read, swapped))
-    assert network(alike, networks.everything(1)).std() > 0.01
-    assert ((scores - swapped_scores).abs() > 1e-4).all()
+    scores, swapped = (network(x, networks.everything(1)) for x in (read, read[:, [0, 1, 2, 3, 4, 6, 5]]))
+    assert scores.std() > 0.01
+    torch.testing.assert_close(scores[:, :3], swapped[:, :3], rtol=0, atol=1e-6)
+    assert ((scores - swapped)[:, 3:].abs() > 1e-4).all()
+
+
+@both
+def test_contexts_do_not_depend_on_their_own_token(embeddings):
+    """But on every other one, near or far, through however many layers; the score does on its own."""
+    network, read = networks.fitted(embeddings).double(), networks.inputs(embeddings, rows=1)
+    read = read if embeddings == "own" else read.double()
+    other = read.clone()
+    other[:, 3] = networks.inputs(embeddings, rows=1, seed=1)[:, 3]
+    (scores, contexts), (others, changed) = (network.read(x, networks.everything(1)) for x in (read, other))
+    moved = (contexts - changed).abs().amax(dim=(0, 2))
+    assert moved[3] == 0
+    assert (moved[[0, 1, 2, 4, 5, 6]] > 1e-4).all()
+    assert (scores - others)[0, 3].abs() > 1e-4
+
+
+def test_a_head_that_reads_the_agreement_alone():
+    """It is that of the context with the very embedding: a score of ``gelu <c_i, e_i>``, bounded."""
+    network, read = networks.fitted(), networks.inputs("model")
+    with torch.no_grad():
+        for parameter in (*network.hidden.parameters(), *network.head.parameters()):
+            parameter.zero_()
+        network.hidden.weight[0, -1] = network.head.weight[0, 0] = 1.0
+    scores, contexts = network.read(read, networks.everything())
+    expected = 8 * torch.tanh(nn.functional.gelu((contexts * read).sum(dim=2)) / 8)
+    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_neighbours():
+    tokens = torch.arange(1.0, 6.0).view(1, 5, 1)
+    assert _neighbours(tokens, 2).tolist() == [
+        [[0, 0, 2, 3], [0, 1, 3, 4], [1, 2, 4, 5], [2, 3, 5, 0], [3, 4, 0, 0]],
+    ]
+    assert _neighbours(tokens[:, :1], 3).tolist() == [[[0.0] * 6]]
 
 
 def test_a_layer_is_the_transformers():
-    """With the same weights, and padding, torch's own pre-norm layer says the same."""
+    """With the same weights, padding, and none of them its own, torch's attention and a feed-forward block say so."""
     layer = _Layer(networks.config()).double()
-    peer = nn.TransformerEncoderLayer(8, 2, 32, 0.0, "gelu", batch_first=True, norm_first=True, dtype=torch.float64)
-    pairs = [
-        (peer.norm1, layer.attention_norm),
-        (peer.self_attn.out_proj, layer.output),
-        (peer.norm2, layer.feed_forward_norm),
-        (peer.linear1, layer.widen),
-        (peer.linear2, layer.narrow),
-    ]
+    peer = nn.MultiheadAttention(8, 2, batch_first=True, add_zero_attn=True, dtype=torch.float64)
     with torch.no_grad():
-        for parameter in peer.parameters():
+        for parameter in (*layer.parameters(), *peer.parameters()):
             parameter += 0.3 * torch.randn_like(parameter)
-        for theirs, ours in pairs:
-            ours.load_state_dict(theirs.state_dict())
-        layer.query_key_value.weight.copy_(peer.self_attn.in_proj_weight)
-        layer.query_key_value.bias.copy_(peer.self_attn.in_proj_bias)
-    hidden, attention = torch.randn(3, 7, 8, dtype=torch.float64), torch.arange(7) < torch.tensor([[7], [4], [1]])
-    expected = peer(hidden, src_key_padding_mask=~attention)
-    found = layer(hidden, attention[:, None, None, :])
-    torch.testing.assert_close(found[attention], expected[attention], rtol=1e-12, atol=1e-12)
+        layer.query.weight.copy_(peer.in_proj_weight[:8])
+        layer.query.bias.copy_(peer.in_proj_bias[:8])
+        layer.key_value.weight.copy_(peer.in_proj_weight[8:])
+        layer.key_value.bias.copy_(peer.in_proj_bias[8:])
+        layer.output.load_state_dict(peer.out_proj.state_dict())
+    context, tokens = torch.randn(2, 3, 7, 8, dtype=torch.float64)
+    attention = torch.arange(7) < torch.tensor([[7], [4], [1]])
+    hidden_from = torch.eye(7, dtype=torch.bool) | ~attention.unsqueeze(1)
+    mixed, _ = peer(layer.attention_norm(context), tokens, tokens, attn_mask=hidden_from.repeat_interleave(2, dim=0))
+    expected = context + mixed
+    block = nn.functional.gelu(layer.widen(layer.feed_forward_norm(expected)))
+    expected = expected + layer.narrow(block)
+    found = layer(context, tokens, nn.functional.pad(~hidden_from, (0, 1), value=True).unsqueeze(1))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 @both
 def test_gradients_reach_all_of_a_fitted_mapnet(embeddings):
     """Keys have no gradient in their bias, to which softmax is blind; embeddings only in rows that were read."""
     network = networks.fitted(embeddings)
-    network(networks.inputs(embeddings), networks.everything()).square().sum().backward()
+    scores, contexts = network.read(networks.inputs(embeddings), networks.everything())
+    (scores.square().sum() + contexts.square().sum()).backward()
     assert all(parameter.grad.abs().max() > 1e-6 for parameter in network.parameters())
 
 
@@ -72,11 +105,11 @@ def test_no_gradient_flows_into_the_embeddings_given():
 
 
 @both
-@pytest.mark.parametrize("side", ["left", "right", "inside"])
+@pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_nothing(embeddings, side):
     """Whatever stands in it: not-a-number among the embeddings, negative ids. 1e-5 is float32's summation order."""
     network, read = networks.fitted(embeddings), networks.inputs(embeddings)
-    places = {"left": range(3, 10), "right": range(7), "inside": [0, 1, 4, 5, 7, 8, 9]}[side]
+    places = {"left": range(3, 10), "right": range(7)}[side]
     padded = torch.full((3, 10, *read.shape[2:]), -1 if embeddings == "own" else torch.nan, dtype=read.dtype)
     padded[:, places] = read
     attention = torch.zeros(3, 10, dtype=torch.bool)
@@ -147,27 +180,11 @@ def test_inputs_that_it_cannot_read(embeddings, shape, message):
     assert "\n" not in str(error.value)
 
 
-@both
-def test_only_tokens_count_towards_the_longest_sentence(embeddings):
-    network, read = networks.fitted(embeddings), networks.inputs(embeddings, length=11)
-    attention = networks.everything(3, 11)
-    with pytest.raises(GradvarError) as error:
-        network(read, attention)
-    assert str(error.value) == (
-        "a sentence of 11 tokens is too long for a MAPNet that reads 10; give --max-length 10, or fit one for longer "
-        "sentences"
-    )
-    attention[:, 5] = False
-    assert network(read, attention).shape == (3, 11)
-
-
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [
         ((51, 12), "the MAPNet is for a vocabulary of 50 tokens, the encoder has 51; fit one to this encoder"),
         ((50, 16), "the MAPNet reads embeddings of width 12, the encoder's are 16 wide; fit one to this encoder"),
-        ((50, 12, 11), "a sentence of 11 tokens is too long for a MAPNet that reads 10; give --max-length 10, or fit "
-                       "one for longer sentences"),
     ],
 )  # fmt: skip
 def test_encoders_that_it_does_not_fit(encoder, message):
@@ -178,7 +195,6 @@ def test_encoders_that_it_does_not_fit(encoder, message):
 
 def test_encoders_that_it_fits():
     networks.fitted().check_fits(50, 12)
-    networks.fitted().check_fits(50, 12, 10)
-    networks.fitted("own").check_fits(50, 16, 9)
+    networks.fitted("own").check_fits(50, 16)
     with pytest.raises(GradvarError, match="vocabulary of 50"):
         networks.fitted("own").check_fits(51, 12)
