@@ -18,7 +18,7 @@ from gradvar.errors import GradvarError
 from gradvar.huggingface.forward import embedding_shape, encoder_flops_per_token
 from gradvar.judging import TARGETS, Judge
 from gradvar.mapnet.calibration import Calibration
-from gradvar.mapnet.config import MapNetConfig, default_config
+from gradvar.mapnet.config import default_config, flops_per_token
 from gradvar.mapnet.losses import LOSSES, Loss, language, variance
 from gradvar.mapnet.network import MapNet
 from gradvar.mapnet.score import log_scores, read, table
@@ -124,11 +124,15 @@ def fit_mapnet(
     steps = _Steps(progress, held_out, contexts * round(objective.mean_length), count * options.epochs)
     judge = Judge(objective, judged.tolist(), seed, steps.judged)
     torch.manual_seed(seed)
-    network = MapNet(_configuration(objective, options)).to(objective.device)
+    length = objective.corpus.max_length
+    flops = encoder_flops_per_token(objective.model, length)
+    config = default_config(*embedding_shape(objective.model), flops, length, **dict(options.shape))
+    network = MapNet(config).to(objective.device)
     curve = _train(network, objective, options, fitted, seed, judge, steps)
     calibration = judge.calibrate(network)
     fit = Fit(
         network=network,
+        flops_share=flops_per_token(network.config, length) / flops,
         calibration=calibration,
         proposal=_proposal(calibration),
         rank_correlation=judge.rank_correlation(network),
@@ -214,12 +218,6 @@ def _train(
 
 def _copy(network: MapNet) -> dict[str, Tensor]:
     return {name: x.clone() for name, x in network.state_dict().items()}
-
-
-def _configuration(objective: MaskedLM, options: Options) -> MapNetConfig:
-    length = objective.corpus.max_length
-    flops = encoder_flops_per_token(objective.model, length)
-    return default_config(*embedding_shape(objective.model), flops, length, **dict(options.shape))
 
 
 def _loss(options: Options) -> Loss:

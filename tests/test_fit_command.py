@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 
 from gradvar.cli import main
+from gradvar.huggingface.checkpoint import load_checkpoint
+from gradvar.huggingface.forward import encoder_flops_per_token
+from gradvar.mapnet.config import flops_per_token
+from gradvar.mapnet.network import MapNet
 from gradvar.report.writer import FIT_FILES
 from tests import cases
 
@@ -35,7 +39,7 @@ def run(place, capsys, tmp_path, monkeypatch):
     return call
 
 
-def test_a_fit_is_written_and_used(run):
+def test_a_fit_is_written_and_used(run, place):
     code, out, _ = run(*FIT, *SHAPE, "--out", "net", "--json")
     assert code == 0
     assert sorted(path.name for path in Path("net").iterdir()) == sorted(FIT_FILES)
@@ -44,6 +48,9 @@ def test_a_fit_is_written_and_used(run):
     assert printed == json.loads(Path("net/fit.json").read_text())
     assert json.loads(Path("net/mapnet.json").read_text())["record"]["study"] == printed["study"]
     assert printed["network"]["width"] == 8
+    network, encoder = printed["network"], load_checkpoint(place / "bert").model
+    cost = flops_per_token(MapNet.from_pretrained("net").config, 12)
+    assert network["flops_share"] == pytest.approx(cost / encoder_flops_per_token(encoder, 12))
     assert printed["curve"][0]["sentences"] == 0
     code, out, _ = run(
         "decompose", "--max-length", "12", "--sentences", "4", "--masks", "2", "--proposal", "mapnet/midzuno",

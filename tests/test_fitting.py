@@ -64,11 +64,13 @@ def test_a_fit_finds_what_the_model_does_not_expect(objective):
     assert fit.ceiling_share.low > 0
 
 
-def test_a_fit_is_the_same_again(objective):
-    first, second = (fit_mapnet(objective, OPTIONS, held_out=8) for _ in range(2))
+def test_a_fit_is_the_same_again_and_another_with_another_weight_of_language(objective):
+    options = [OPTIONS, OPTIONS, replace(OPTIONS, language=0.2)]
+    first, second, third = (fit_mapnet(objective, how, held_out=8) for how in options)
     assert first.curve == second.curve
-    ours, theirs = first.network.state_dict(), second.network.state_dict()
+    ours, theirs, others = (fit.network.state_dict() for fit in (first, second, third))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert not torch.equal(ours["context.weight"], others["context.weight"])
 
 
 def test_the_options_are_in_the_record(objective):

@@ -31,6 +31,7 @@ class Fit:
 
     Attributes:
         network: The network.
+        flops_share: FLOPs of its forward pass over those of the encoder's.
         calibration: To what power its scores are raised, and how much of uniform is mixed in.
         proposal: The proposal to use: a calibrated one, or ``uniform/simple`` where that is not better.
         rank_correlation: Spearman's, with the measured gradient norms of a sentence's positions.
@@ -44,6 +45,7 @@ class Fit:
     """
 
     network: MapNet
+    flops_share: float
     calibration: Calibration
     proposal: str
     rank_correlation: Estimate
@@ -78,7 +80,11 @@ class Fit:
                 "fell_back": calibration.fell_back,
                 "sentence": calibration.sentence(),
             },
-            "network": vars(config) | {"parameters": sum(p.numel() for p in self.network.parameters())},
+            "network": vars(config)
+            | {
+                "parameters": sum(p.numel() for p in self.network.parameters()),
+                "flops_share": self.flops_share,
+            },
             "study": self.study,
             "provenance": self.provenance,
         }
@@ -137,7 +143,7 @@ def render_fit(fit: Fit) -> RenderableType:
     parts: list[RenderableType] = [
         Text(f"A MAPNet fitted to {study['sentences']} sentences, judged on {study['held_out']} others", style="bold"),
         Text(
-            f"{config.layers} layers of width {config.width}, {parameters:,} parameters; "
+            f"width {config.width}, {parameters:,} parameters, {fit.flops_share:.1%} of the encoder's FLOPs; "
             f"target {study['target']}, loss {study['loss']}"
         ),
         Text(""),

@@ -44,6 +44,18 @@ def test_contexts_do_not_depend_on_their_own_token(embeddings):
     assert (scores - others)[0, 3].abs() > 1e-4
 
 
+def test_the_head_reads_token_and_context_beside_their_agreement():
+    """Which is zero here: a changed token then moves the scores of its own position and of the others."""
+    network, read = networks.fitted(), networks.inputs("model", rows=1)
+    with torch.no_grad():
+        network.context.weight.zero_()
+        network.context.bias.zero_()
+    other = read.clone()
+    other[:, 3] += 1
+    moved = (network(read, networks.everything(1)) - network(other, networks.everything(1))).abs()
+    assert (moved > 1e-4).all()
+
+
 def test_a_head_that_reads_the_agreement_alone():
     """It is that of the context with the very embedding: a score of ``gelu <c_i, e_i>``, bounded."""
     network, read = networks.fitted(), networks.inputs("model")
@@ -54,6 +66,14 @@ def test_a_head_that_reads_the_agreement_alone():
     scores, contexts = network.read(read, networks.everything())
     expected = 8 * torch.tanh(nn.functional.gelu((contexts * read).sum(dim=2)) / 8)
     torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_layer_attends_to():
+    """The tokens elsewhere, of three of which the last is padding, and nothing, which is always there."""
+    network, seen = networks.fitted(), []
+    network.layers[1].register_forward_pre_hook(lambda layer, arguments: seen.append(arguments[2]))
+    network(networks.inputs("model", 1, 3), torch.tensor([[True, True, False]]))
+    assert seen[0].int().tolist() == [[[[0, 1, 0, 1], [1, 0, 0, 1], [1, 1, 0, 1]]]]
 
 
 def test_neighbours():
@@ -117,6 +137,8 @@ def test_padding_changes_nothing(embeddings, side):
     scores = network(padded, attention)
     torch.testing.assert_close(scores[:, places], network(read, networks.everything()), rtol=0, atol=1e-5)
     assert (scores[~attention] == 0).all()
+    scores.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
 
 
 @both
