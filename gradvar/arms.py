@@ -19,9 +19,9 @@ from gradvar.decomposition.moments import total
 from gradvar.errors import GradvarError
 from gradvar.masking.hashing import hash_key
 from gradvar.masking.masks import Masks, Sentences
-from gradvar.masking.proposal import Proposal
+from gradvar.masking.proposal import Proposal, overflow
 from gradvar.masking.scores import AtTargets, Power, Score
-from gradvar.masking.sets import Pool, SetDesign
+from gradvar.masking.sets import Disjoint, Pool, SetDesign
 from gradvar.measure import Measurement, measure
 from gradvar.persample.check import autograd_gradients
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _POOLS = 200  # of a sentence's cells, where not all are tried
 _WEIGHTS = 64  # draws of a sentence whose weights are looked at
 _ROUNDS = 7  # of timing
+_PASSED = 8  # cells of a timed pass
+_HUGE = 1e100  # second moments, whose squares still have to be numbers
 _STREAM = 22  # of hashes
 
 
@@ -111,12 +113,13 @@ def measure_arm(study: Study, proposal: Proposal, progress: Callable[[int, int],
     )
     whole = Components(total(list(measured.moments.values())), objective.levels)
     parts = whole.contributions
-    unbiased = together > 1 and objective.mask_rate == study.objective.mask_rate
+    unbiased = proposal.design.unbiased == "every model" and objective.mask_rate == study.objective.mask_rate
     bias = None if unbiased else squared_difference(measured.tables, study.measured.tables)
     data, signal = (study.draws.data, study.draws.signal) if unbiased else (parts[:, 0], whole.signal_contributions)
-    if together > 1:
-        return Draws(parts[:, 1] + parts[:, 2] / together, data, signal, bias, together, covariance=parts[:, 1])
-    return Draws(parts[:, 1], data, signal, bias)
+    if together == 1:
+        return Draws(parts[:, 1], data, signal, bias)
+    covariance = parts[:, 1] if isinstance(proposal.design, Disjoint) else None
+    return Draws(parts[:, 1] + parts[:, 2] / together, data, signal, bias, together, covariance)
 
 
 def reweighted(study: Study, proposal: Proposal, scores: Tensor, cell_scores: np.ndarray | None) -> Draws:
@@ -132,6 +135,9 @@ def reweighted(study: Study, proposal: Proposal, scores: Tensor, cell_scores: np
 
     Returns:
         What its draws contribute.
+
+    Raises:
+        GradvarError: If the weights overflow.
     """
     norms = study.whole.moments.cell_norm2
     design = proposal.design
@@ -143,6 +149,8 @@ def reweighted(study: Study, proposal: Proposal, scores: Tensor, cell_scores: np
         assert isinstance(design, Pool)
         assert cell_scores is not None
         change = pool_moment(norms, cell_scores, design) - norms.mean(axis=1)
+    if not np.abs(change).max() < _HUGE:
+        raise GradvarError(overflow(proposal))
     mine = study.draws
     return Draws(mine.mask + change, mine.data, mine.signal, None)
 
@@ -269,12 +277,7 @@ def time_drawing(study: Study, proposal: Proposal, scores: Tensor) -> np.ndarray
 
 def time_passes(objectives: list[MaskedLM], data: int, seed: int) -> np.ndarray:
     """``[objectives, rounds]`` seconds of an ordinary forward and backward pass of one cell, taking turns."""
-    cells = 8
-    batches = []
-    for objective in objectives:
-        together = objective.proposal.design.cells
-        draws = (cells // together or 1, together) if together > 1 else (cells,)
-        batches.append(dict(objective.draw([data], draws, seed)))
+    batches = [dict(objective.draw([data], (_PASSED,), seed)) for objective in objectives]
     seconds = np.empty((len(objectives), _ROUNDS + 1))
     for round_ in range(_ROUNDS + 1):
         for index, (objective, batch) in enumerate(zip(objectives, batches, strict=True)):

@@ -221,7 +221,7 @@ def _uniform_study(
     )
     steps.next(sentences * masks)
     whole = Components(total(list(measured.moments.values())), objective.levels)
-    if whole.vanishes or whole.values[1] <= 0:
+    if whole.importance_headroom().estimate is None:
         raise GradvarError("the mask variance is zero, up to rounding; there is nothing to compare")
     rows = objective.sentences(measured.data.tolist(), seed)
     parts = whole.contributions
@@ -234,7 +234,9 @@ def _time_passes(study: arms.Study, own: list[Proposal]) -> dict[float, np.ndarr
     """Seconds of a forward and backward pass by mask rate: how the targets were chosen makes no difference to it."""
     rates = dict.fromkeys([study.objective.mask_rate, *(p.mask_rate for p in own if p.mask_rate is not None)])
     objectives = [study.objective.under(Proposal(mask_rate=rate)) for rate in rates]
-    return dict(zip(rates, arms.time_passes(objectives, int(study.measured.data[0]), study.seed), strict=True))
+    lengths = study.sentences.attended.sum(dim=1)
+    usual = int(study.measured.data[int(lengths.argsort()[len(lengths) // 2])])  # of median length
+    return dict(zip(rates, arms.time_passes(objectives, usual, study.seed), strict=True))
 
 
 def _uniform_row() -> Row:

@@ -19,7 +19,7 @@ from gradvar.huggingface.forward import embedding_shape, encoder_flops_per_token
 from gradvar.judging import TARGETS, Judge
 from gradvar.mapnet.calibration import Calibration
 from gradvar.mapnet.config import default_config, flops_per_token
-from gradvar.mapnet.losses import LOSSES, Loss, language, variance
+from gradvar.mapnet.losses import LOSSES, Loss, check_mixing, language, variance
 from gradvar.mapnet.network import MapNet
 from gradvar.mapnet.score import log_scores, read, table
 from gradvar.masking.hashing import hash_key
@@ -78,6 +78,7 @@ class Options:
             raise GradvarError(
                 "--epsilon and --weight-cap belong to the variance loss; leave them out, or --loss variance"
             )
+        check_mixing(self.epsilon, self.weight_cap)
 
 
 def fit_mapnet(
@@ -121,13 +122,15 @@ def fit_mapnet(
     start = time.perf_counter()
     order = np.random.default_rng(seed).permutation(len(objective))
     judged, fitted = order[:held_out], order[held_out : held_out + count]
-    steps = _Steps(progress, held_out, contexts * round(objective.mean_length), count * options.epochs)
-    judge = Judge(objective, judged.tolist(), seed, steps.judged)
-    torch.manual_seed(seed)
     length = objective.corpus.max_length
     flops = encoder_flops_per_token(objective.model, length)
     config = default_config(*embedding_shape(objective.model), flops, length, **dict(options.shape))
-    network = MapNet(config).to(objective.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = MapNet(config).to(objective.device)
+    trained = (count - _validated(count)) // _BATCH * _BATCH * options.epochs
+    steps = _Steps(progress, held_out, contexts * round(objective.mean_length), trained)
+    judge = Judge(objective, judged.tolist(), seed, steps.judged)
     curve = _train(network, objective, options, fitted, seed, judge, steps)
     calibration = judge.calibrate(network)
     fit = Fit(
@@ -177,13 +180,14 @@ def _train(
     steps: _Steps,
 ) -> list[tuple[int, Estimate]]:
     """Fit the network in place, keep the epoch that is best on a tenth of the sentences; return the learning curve."""
-    cut = max(_BATCH, round(_VALIDATION * len(data)))
+    cut = _validated(len(data))
     validation = objective.sentences(data[:cut].tolist(), seed)
     validated, watched = _measure(objective, validation, options.target, 0)
 
     def validate() -> float:
         with torch.no_grad():
-            mine = log_scores(network, validation, objective.scoring)
+            parts = torch.arange(cut).split(_BATCH)  # the more sentences, the more memory
+            mine = torch.cat([log_scores(network, validation.rows(p.tolist()), objective.scoring) for p in parts])
             return float(variance(mine, validated, watched, validation.maskable))
 
     curve = [(0, judge.ceiling_share(network))]
@@ -214,6 +218,11 @@ def _train(
     network.load_state_dict(best)
     network.eval()
     return [*curve, (seen, judge.ceiling_share(network))]
+
+
+def _validated(sentences: int) -> int:
+    """Count those of the sentences that choose the epoch."""
+    return max(_BATCH, round(_VALIDATION * sentences))
 
 
 def _copy(network: MapNet) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from scipy import stats
 from gradvar.ceilings import gradient_norms
 from gradvar.decomposition import ceilings
 from gradvar.decomposition.contributions import of_means
-from gradvar.decomposition.estimate import Estimate
+from gradvar.decomposition.estimate import Estimate, unresolved
 from gradvar.mapnet.calibration import Calibration, calibrate, second_moments
 from gradvar.mapnet.network import MapNet
 from gradvar.mapnet.score import log_scores
@@ -128,4 +128,8 @@ class Judge:
 
     @staticmethod
     def _share(removed: np.ndarray, whole: np.ndarray) -> Estimate:
+        """Divide means over sentences, where what is divided by is clearly positive."""
+        least = of_means(lambda m: float(m[0]), whole[:, None]).low
+        if least is None or least <= 0:
+            return unresolved("what can be removed is not clearly positive; hold out more sentences, in more contexts")
         return of_means(lambda m: m[0] / m[1], np.stack([removed, whole], axis=1))

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +17,9 @@ from gradvar import arms, comparing
 from gradvar.cli import main
 from gradvar.decomposition import ceilings
 from gradvar.huggingface.masked_lm import MaskedLM
+from gradvar.masking.hashing import hash_key
 from gradvar.masking.proposal import Proposal
+from gradvar.masking.sets import Simple
 from gradvar.persample.parameters import select
 from gradvar.report.comparison import COMPARISON_SCHEMA, Comparison, Row
 from gradvar.report.writer import COMPARISON_FILES
@@ -331,6 +333,70 @@ def test_a_model_without_mask_variance_is_refused():
         objective.model.cls.predictions.decoder.bias.zero_()
     with pytest.raises(gradvar.GradvarError, match="the mask variance is zero, up to rounding; there is nothing"):
         gradvar.compare(objective, [MIDZUNO], parameters="position_embeddings", sentences=4, masks=4)
+
+
+def test_masks_that_are_all_alike_are_refused():
+    """All positions are targets, and none is corrupted at random: what is left of the variance is rounding."""
+    objective = masked_lm(mask_rate=0.99, replacement=gradvar.Replacement(1, 0, 0))
+    with pytest.raises(gradvar.GradvarError, match="the mask variance is zero, up to rounding; there is nothing"):
+        gradvar.compare(objective, [MIDZUNO], sentences=4, masks=4)
+
+
+@dataclass(frozen=True)
+class Declared:
+    """Uniform masks, or pairs of them, that are declared to be what they may not be."""
+
+    unbiased: str
+    cells: int
+    takes_scores: bool = False
+
+    def draw(self, sentences, scores, keys, of_sets=None):
+        own = [hash_key(90 + cell, keys) for cell in range(self.cells)]
+        return Simple().draw(sentences, scores, torch.stack(own, dim=2).flatten(1))
+
+    def inclusion(self, sentences, scores):
+        return Simple().inclusion(sentences, scores)
+
+
+@pytest.mark.parametrize("cells", [1, 2])
+@pytest.mark.parametrize("declared", ["every model", "no model"])
+def test_a_design_of_ones_own_is_believed_what_it_declares(objective, declared, cells):
+    """Its bias is measured if it declares one; K masks that are not disjoint give no advice about those that are."""
+    found = gradvar.compare(objective, [Proposal(design=Declared(declared, cells))], sentences=4, masks=4)
+    row = found.proposals[1]
+    assert (row.declared_unbiased, row.own_cells) == (declared == "every model", True)
+    assert (row.bias2_ratio.estimate == 0) == (declared == "every model")
+    assert found.disjoint.masks is None
+
+
+@pytest.mark.parametrize("proposal", ["frequency^16/conditional-poisson:16", "file^16/conditional-poisson:-16"])
+def test_weights_that_overflow_are_refused_by_name(objective, tmp_path, proposal):
+    table = tmp_path / "scores.tsv"
+    table.write_text("*\t1e-30\nw1\t1\nw2\t1e-3\n")
+    text = proposal.replace("file", f"file={table}")
+    objective = masked_lm(mask_rate=0.5)
+    with pytest.raises(gradvar.GradvarError) as error:
+        gradvar.compare(objective, [text], sentences=8, masks=8)
+    assert str(error.value).startswith(f"the weights of {text} overflow; give a smaller exponent")
+
+
+def test_a_drawn_weight_that_overflows_is_refused_by_name(objective, monkeypatch):
+    """Far rarer than a large one: what is drawn is likely."""
+    monkeypatch.setattr("gradvar.masking.sets.Midzuno._log_weight", lambda *_: torch.full((8 * 2,), 800.0))
+    with pytest.raises(gradvar.GradvarError, match="the weights of frequency/midzuno overflow; give a smaller"):
+        objective.under(MIDZUNO).draw(range(8), (2,), 0)
+
+
+def test_the_passes_timed_are_those_of_a_sentence_of_median_length(monkeypatch):
+    objective, timed = masked_lm(padded=True), []
+    passes = arms.time_passes
+    monkeypatch.setattr(
+        "gradvar.arms.time_passes", lambda objs, data, seed: timed.append(data) or passes(objs, data, seed)
+    )
+    gradvar.compare(objective, [MIDZUNO], sentences=SENTENCES, masks=4, seed=SEED)
+    lengths = sorted(len(objective.corpus.sequences[i]) for i in SAMPLED)
+    assert len(objective.corpus.sequences[timed[0]]) == lengths[len(lengths) // 2]
+    assert lengths[0] < lengths[-1]
 
 
 def test_disjoint_masks_of_another_rate_have_a_bias(objective):

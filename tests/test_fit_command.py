@@ -59,6 +59,17 @@ def test_a_fit_is_written_and_used(run, place):
     assert (code, json.loads(out)["proposal"]) == (0, "mapnet/midzuno")
 
 
+def test_sentences_of_one_word_leave_shares_open(run):
+    """T = 1: there is nothing to choose, and nothing to remove."""
+    words = [*FIT, *SHAPE, "--max-length", "3", "--sentences", "64", "--out", "net", "--json"]
+    code, out, _ = run(*words)
+    printed = json.loads(out)
+    assert (code, printed["proposal"]) == (0, "uniform/simple")
+    for share in (printed["ceiling_share"], printed["captured_share"], *printed["others"].values()):
+        assert share == {"estimate": None, "reason": "what can be removed is not clearly positive; hold out more "
+                                                     "sentences, in more contexts"}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -70,10 +81,14 @@ def test_a_fit_is_written_and_used(run, place):
         ([*SHAPE, "--out", "net", "--sentences", "9999"], "do not go into the"),
         ([*SHAPE, "--out", "net", "--loss", "kl", "--epsilon", "0.1"], "belong to the variance loss"),
         ([*SHAPE, "--out", "net", "--language", "-1"], "--language -1.0 is not a number from 0 up"),
+        ([*SHAPE, "--out", "net", "--weight-cap", "0.5"], "cannot cap weights at 0.5; give a number from 1 up"),
+        ([*SHAPE, "--out", "net", "--epsilon", "1.5"], "cannot mix with epsilon 1.5; give a number from 0 to below 1"),
+        ([*SHAPE, "--out", "net", "--embeddings", "foo"], "a MAPNet has no embeddings 'foo'; use model or own"),
         (["--width", "9", "--layers", "1", "--heads", "2", "--out", "net"], "cannot be shared among 2 heads"),
     ],
 )
-def test_bad_input_is_one_line(run, words, said):
+def test_bad_input_is_one_line_before_anything_is_measured(run, words, said, monkeypatch):
+    monkeypatch.setattr("gradvar.fitting.Judge", None)
     code, out, err = run(*FIT, *words)
     assert (code, out) == (2, "")
     assert said in err.splitlines()[-1]

@@ -7,6 +7,7 @@ import typer
 from gradvar import options
 from gradvar.commands import common
 from gradvar.console import Progress, status
+from gradvar.errors import GradvarError
 
 
 def compare(
@@ -64,6 +65,8 @@ def compare(
 
     budget = common.budget(memory)
     wanted = None if proposals is None else [text.strip() for text in proposals.split(",") if text.strip()]
+    if wanted == []:
+        raise GradvarError(f"--proposals '{proposals}' names none; leave it out for the default field")
     console = common.stderr()
     with status(console, "loading the checkpoint and the data"):
         objective = common.load(checkpoint, data, **chosen)

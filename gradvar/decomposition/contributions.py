@@ -49,7 +49,7 @@ def positive_of_means(
     """
     for name, value in parts.items():
         if not value > 0:
-            return unresolved(f"{name} is not clearly positive at this study size; take more sentences")
+            return unresolved(f"{name} is not estimated as positive at this study size; take more sentences")
     count = len(contributions)
 
     def log_of(kept: np.ndarray) -> float:

@@ -61,10 +61,10 @@ class Merit:
         return self._ratio(lambda m: self._other.cells * m[4] / m[0])
 
     def bias2_ratio(self) -> Estimate:
-        """``|E b|^2 / V_mask,uniform``; its estimate can come out negative."""
+        """``K |E b|^2 / V_mask,uniform``, against K independent cells; its estimate can come out negative."""
         if self._other.bias is None:
             return Estimate(0.0, 0.0, 0.0)
-        return self._ratio(lambda m: m[7] / m[0])
+        return self._ratio(lambda m: self._other.cells * m[7] / m[0])
 
     def mse_ratio(self, batch: float = 1.0) -> Estimate:
         """``(V_mask/B + |E b|^2) / (V_mask,uniform/B)``, each draw's variance K times as in :meth:`variance_ratio`.

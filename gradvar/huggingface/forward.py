@@ -129,7 +129,8 @@ def embedding_shape(model: nn.Module) -> tuple[int, int]:
 def encoder_flops_per_token(model: nn.Module, length: int) -> float:
     """Count the FLOPs of an encoder's forward pass for a position, a multiply-add as two.
 
-    Two for each weight of a Linear, and ``4 length width`` a layer for attention.
+    Two for each weight of a Linear and each position it is called with, shared layers as often as they are, and ``4
+    length width`` a layer for attention.
 
     Args:
         model: A Hugging Face masked LM.
@@ -139,6 +140,19 @@ def encoder_flops_per_token(model: nn.Module, length: int) -> float:
         FLOPs, without the head.
     """
     encoder: Any = model.base_model
-    weights = sum(module.weight.numel() for module in encoder.modules() if isinstance(module, nn.Linear))
+    products = 0
+
+    def count(module: nn.Module, arguments: Any) -> None:
+        nonlocal products
+        products += arguments[0].numel() * cast(nn.Linear, module).out_features
+
+    linear = [module for module in encoder.modules() if isinstance(module, nn.Linear)]
+    handles = [module.register_forward_pre_hook(count) for module in linear]
+    try:
+        with torch.no_grad():
+            encoder(input_ids=torch.ones(1, length, dtype=torch.int64, device=next(model.parameters()).device))
+    finally:
+        for handle in handles:
+            handle.remove()
     config: Any = model.config
-    return 2.0 * weights + 4.0 * length * config.hidden_size * config.num_hidden_layers
+    return 2.0 * products / length + 4.0 * length * config.hidden_size * config.num_hidden_layers

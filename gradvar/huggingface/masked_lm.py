@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import copy
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -244,6 +245,11 @@ class MaskedLM:
         other.scoring = self.scoring.of(parameters)
         other._scores = self._scores if other.scoring is self.scoring else {}
         return other
+
+    @cached_property
+    def token_counts(self) -> Tensor:
+        """``[vocabulary]`` float64: how often the corpus has each ordinary token."""
+        return self.vocabulary.counts_in(self.corpus.sequences)
 
     def sentences(self, data: Sequence[int], seed: int) -> Sentences:
         """Return sentences as a proposal sees them, on the model's device.

@@ -44,19 +44,19 @@ class Scoring:
 
     def __init__(self, objective: MaskedLM, contexts: int, engine: str = "auto", parameters: str | None = None) -> None:
         self.objective, self.contexts = objective, contexts
-        self._choice, self._parameters = engine, parameters
+        self.engine, self._parameters = engine, parameters
         self._known: dict[tuple[Quantity, int, int], Tensor] = {}
         self._engine: tuple[Engine, list[Target]] | None = None
 
     def of(self, parameters: str | None) -> Scoring:
         """Return one that counts the gradients of some parameters only, with nothing measured yet."""
         return (
-            self if parameters == self._parameters else Scoring(self.objective, self.contexts, self._choice, parameters)
+            self if parameters == self._parameters else Scoring(self.objective, self.contexts, self.engine, parameters)
         )
 
     def fresh(self, contexts: int | None = None) -> Scoring:
         """Return the same, with nothing measured yet, perhaps for another number of contexts."""
-        other = Scoring(self.objective, contexts or self.contexts, self._choice, self._parameters)
+        other = Scoring(self.objective, contexts or self.contexts, self.engine, self._parameters)
         other._engine = self._engine
         return other
 
@@ -109,7 +109,7 @@ class Scoring:
 
     def token_counts(self) -> Tensor:
         """Count the tokens of the corpus; see :class:`~gradvar.masking.scores.Task`."""
-        return self.objective.vocabulary.counts_in(self.objective.corpus.sequences)
+        return self.objective.token_counts
 
     def vocabulary(self) -> Mapping[str, int]:
         """Map tokens to ids."""
@@ -184,7 +184,7 @@ class Scoring:
         try:
             engine.accumulate(self.objective.losses, batch, sums, 0)
         except EngineError:
-            if self._choice != "auto" or engine.name == "reference":
+            if self.engine != "auto" or engine.name == "reference":
                 raise
             self._engine = (make_engine("reference", self.objective, targets), targets)
             return self._norms_of(batch)
@@ -199,9 +199,9 @@ class Scoring:
         reached = autograd_gradients(self.objective.losses, {name: x[:1] for name, x in batch.items()}, model)
         unreached = frozenset(t.name for t in targets if id(t.parameter) not in reached)
         try:
-            return make_engine(self._choice, self.objective, targets, unreached), targets
+            return make_engine(self.engine, self.objective, targets, unreached), targets
         except EngineError:
-            if self._choice != "auto":
+            if self.engine != "auto":
                 raise
         return make_engine("reference", self.objective, targets), targets
 

@@ -92,6 +92,7 @@ def with_texts(objective: MaskedLM, texts: Sequence[str], tokenizer: Any = None)
         corpus,
         mask_rate=objective.mask_rate,
         contexts=objective.scoring.contexts,
+        engine=objective.scoring.engine,
         **kept,
     )
     other.known_scores = dict(objective.known_scores)

@@ -25,17 +25,13 @@ Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """``(log_scores, targets, observed, maskable) -> scalar``."""
 
 
-def log_regression(
-    log_scores: Tensor, targets: Tensor, observed: Tensor, maskable: Tensor, *, centred: bool = False
-) -> Tensor:
+def log_regression(log_scores: Tensor, targets: Tensor, observed: Tensor, maskable: Tensor) -> Tensor:
     """Squared error of logarithms, ``mean_rows mean_{i observed} (log s_i - log t_i)^2``.
 
     Minimised by ``log s_i = E[log t_i]``: a mean square is least at the mean, for each position by itself. So ``s_i``
     is the *geometric* mean of noisy norms, below their root mean square, the more so the noisier they are.
 
     Not blind to the scale of ``t``, which a bounded network must reach: divide the norms by their overall median, say.
-    With ``centred`` it is: the row's mean of ``log s - log t`` over the observed positions is taken off before
-    squaring, which leaves the minimiser free by a factor a row; a single observed position then teaches nothing.
     A norm of zero has no logarithm and is left out.
 
     Args:
@@ -43,7 +39,6 @@ def log_regression(
         targets: ``[rows, positions]`` norms; anything where not observed.
         observed: ``[rows, positions]`` bool.
         maskable: ``[rows, positions]`` bool.
-        centred: Do not ask for the scale.
 
     Returns:
         The loss.
@@ -52,8 +47,6 @@ def log_regression(
     seen = seen & log_norms.isfinite()
     count = seen.sum(dim=1)
     difference = torch.where(seen, log_scores - log_norms, 0.0)
-    if centred:
-        difference = torch.where(seen, difference - (difference.sum(dim=1) / count).unsqueeze(1), 0.0)
     return (difference.square().sum(dim=1) / count).mean()
 
 
@@ -92,7 +85,6 @@ def variance(
     *,
     epsilon: float = 0.0,
     cap: float | None = None,
-    per_row: bool = False,
 ) -> Tensor:
     """Second moment of the importance-weighted gradient itself: ``log mean_rows M``.
 
@@ -106,8 +98,8 @@ def variance(
 
     The logarithm makes steps of the optimiser blind to the overall scale of ``t``, and every ``M`` is blind to that of
     ``s``. It stands *outside* the mean over rows, as rows of larger gradients also weigh more in what a batch saves.
-    The logarithm of each row (``per_row``) would be blind to every row's scale, but a mean of logarithms of noisy
-    products has another minimiser, pulled towards uniform scores: with one observed position a row it is uniform.
+    A mean over rows of their logarithms would be blind to every row's scale, but has another minimiser where the
+    products are noisy, pulled towards uniform scores: with one observed position a row it is uniform.
     A norm of zero, and a row of them, contributes zero to the mean.
 
     Args:
@@ -120,19 +112,15 @@ def variance(
         cap: Importance weights ``mean(s)/s_i`` are at most this, 1 at least: as if lower scores were mixed with enough
             of uniform to have it, at no cost to the others. It tames the gradients of an early fit, and understates the
             second moment where it acts.
-        per_row: Take the mean of the rows' logarithms.
 
     Returns:
         The loss.
 
     Raises:
         GradvarError: If ``epsilon`` or ``cap`` is out of range.
-    """
-    if not 0 <= epsilon < 1:
-        raise GradvarError(f"the variance loss cannot mix with epsilon {epsilon:g}; give a number from 0 to below 1")
-    if cap is not None and not cap >= 1:
-        raise GradvarError(f"the variance loss cannot cap weights at {cap:g}; give a number from 1 up")
-    log_scores, log_norms, seen, own = _telling(log_scores, targets, observed, maskable, zeros=not per_row)
+    """  # noqa: DOC502
+    check_mixing(epsilon, cap)
+    log_scores, log_norms, seen, own = _telling(log_scores, targets, observed, maskable, zeros=True)
     level = log_scores.masked_fill(~own, -torch.inf).logsumexp(dim=1) - own.sum(dim=1).to(log_scores.dtype).log()
     log_share = log_scores - level.unsqueeze(1)  # of mean one
     if epsilon:
@@ -140,7 +128,23 @@ def variance(
     log_weight = -log_share if cap is None else (-log_share).clamp(max=log(cap))
     terms = 2 * log_norms + log_weight - seen.sum(dim=1, keepdim=True).to(log_scores.dtype).log()
     # At once over rows and positions: of a row of zeros alone the gradient of logsumexp is not a number.
-    return terms.logsumexp(dim=1).mean() if per_row else terms.flatten().logsumexp(dim=0) - log(len(terms))
+    return terms.flatten().logsumexp(dim=0) - log(len(terms))
+
+
+def check_mixing(epsilon: float, cap: float | None) -> None:
+    """Refuse what :func:`variance` cannot reckon with.
+
+    Args:
+        epsilon: See there.
+        cap: See there.
+
+    Raises:
+        GradvarError: If one of them is out of range.
+    """
+    if not 0 <= epsilon < 1:
+        raise GradvarError(f"the variance loss cannot mix with epsilon {epsilon:g}; give a number from 0 to below 1")
+    if cap is not None and not cap >= 1:
+        raise GradvarError(f"the variance loss cannot cap weights at {cap:g}; give a number from 1 up")
 
 
 def language(contexts: Tensor, table: Tensor, ids: Tensor, observed: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ from gradvar.masking.uniform import uniform_subset
 POSITION = 0
 TOSS, MIXTURE, FIRST, CANDIDATE, CHOICE, START, MEMBER, ARRIVAL, OFFSET = range(10, 19)
 
+STEEPEST = 16.0
+"""Largest exponent of scores and of their odds; far below that, weights are of no use."""
 Unbiased = Literal["every model", "models whose targets do not interact", "no model"]
 """For which models the expectation of the weighted gradient is that of the uniform objective."""
 

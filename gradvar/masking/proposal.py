@@ -57,12 +57,20 @@ class Proposal:
         of_sets: SetScores | None = None
         if isinstance(self.design, Pool):
             of_sets = set_scores(self.score, sentences, task)
-        return self.design.draw(sentences, scores, keys, of_sets)
+        masks = self.design.draw(sentences, scores, keys, of_sets)
+        if not bool(masks.weights.isfinite().all()):
+            raise GradvarError(overflow(self))
+        return masks
 
     def __str__(self) -> str:
         """Write the proposal as :func:`parse_proposal` reads it."""
         rate = "" if self.mask_rate is None else f"@{plain(self.mask_rate)}"
         return f"{self.score}/{_design_text(self.design)}{rate}"
+
+
+def overflow(proposal: Proposal) -> str:
+    """Say that importance weights are too large, and what to do."""
+    return f"the weights of {proposal} overflow; give a smaller exponent, or mix in uniform masks with ~0.1"
 
 
 @dataclass(frozen=True)

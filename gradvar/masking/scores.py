@@ -7,7 +7,7 @@ the model. Scores are made positive by :func:`positive`, the same way for all.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gradvar.errors import GradvarError
-from gradvar.masking.designs import SetScores
+from gradvar.masking.designs import STEEPEST, SetScores
 from gradvar.masking.hashing import hash_key, shift_right
 from gradvar.masking.masks import Sentences
 
@@ -130,10 +130,17 @@ class TokenTable:
     """
 
     path: str
+    _read_once: dict[str, tuple[Mapping[str, int], Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __call__(self, sentences: Sentences, task: Task) -> Tensor:
         """Score; see :class:`Score`."""
-        table = self._read(task.vocabulary()).to(sentences.ids.device)
+        known, table = self._read_once.get("table", ({}, None))
+        if table is None or known is not task.vocabulary():
+            table = self._read(task.vocabulary())
+            self._read_once["table"] = (task.vocabulary(), table)
+        table = table.to(sentences.ids.device)
         found = table[sentences.ids]
         missing = found.isnan() & sentences.maskable
         if bool(missing.any()):
@@ -207,11 +214,20 @@ class Power:
 
     Args:
         score: The other one.
-        exponent: Any finite number.
+        exponent: Of size 16 at most.
+
+    Raises:
+        GradvarError: If it is larger.
     """
 
     score: Score
     exponent: float
+
+    def __post_init__(self) -> None:
+        if not abs(self.exponent) <= STEEPEST:
+            raise GradvarError(
+                f"a score cannot be raised to the power {self.exponent:g}; give -{STEEPEST:g} to {STEEPEST:g}"
+            )
 
     def __call__(self, sentences: Sentences, task: Task) -> Tensor:
         """Score; see :class:`Score`."""

@@ -16,6 +16,7 @@ from gradvar.masking.designs import (
     CHOICE,
     FIRST,
     MEMBER,
+    STEEPEST,
     SetScores,
     Unbiased,
     exponential,
@@ -141,9 +142,19 @@ class ConditionalPoisson(SetDesign):
     Args:
         alpha: Exponent of the scores; None takes ``1/k``, with which a set's odds are the geometric mean of its scores.
             (At 1 the tilt is k times as strong, and the weights explode.)
+
+    Raises:
+        GradvarError: If it is larger than 16.
     """
 
     alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.alpha is not None and not abs(self.alpha) <= STEEPEST:
+            raise GradvarError(
+                f"conditional-poisson cannot raise scores to the power {self.alpha:g}; give -{STEEPEST:g} to "
+                f"{STEEPEST:g}"
+            )
 
     def _table(self, sentences: Sentences, scores: Tensor) -> conditional_poisson.ConditionalPoisson:
         alpha = 1 / sentences.counts.double() if self.alpha is None else torch.full_like(scores[:, 0], self.alpha)
@@ -270,7 +281,9 @@ def check_fits(masks: int, totals: Tensor, counts: Tensor) -> None:
     room = totals // counts
     if bool((room < masks).any()):
         worst = int(room.argmin())
+        most = int(room[worst])
+        remedy = f"take disjoint:{most} at most, or" if most > 1 else "no two do, so take"
         raise GradvarError(
             f"{masks} disjoint masks do not fit into a sentence of {int(totals[worst])} maskable positions with "
-            f"{int(counts[worst])} targets each; take disjoint:{int(room[worst])} at most, or longer sentences"
+            f"{int(counts[worst])} targets each; {remedy} longer sentences"
         )

@@ -121,13 +121,15 @@ class Fit:
                 axes.axhline(share.estimate, color=GREY, linestyle=style, linewidth=1, label=f"{name} itself")
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_ylim(bottom=max(-0.6, min([0.0, *ys.tolist()]) - 0.1), top=1.05)
-        axes.set_xscale("log", base=2)
+        if len(xs):
+            axes.set_xscale("log", base=2)
         axes.set_xlabel("sentences seen (with repetitions)")
         axes.set_ylabel("ceiling share on held-out sentences, 95 % interval")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=8)
-        removed = self.ceiling_share.estimate or 0.0
-        title = f"The fitted MAPNet removes {100 * removed:.0f} % of what position weights can remove"
+        removed = self.ceiling_share.estimate
+        part = "an unknown part" if removed is None else f"{100 * removed:.0f} %"
+        title = f"The fitted MAPNet removes {part} of what position weights can remove"
         axes.set_title(title, fontsize=10, loc="left", wrap=True)
         return figure
 

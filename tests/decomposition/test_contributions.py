@@ -66,7 +66,7 @@ def test_inverting_a_positive_function_inverts_its_interval():
 def test_a_part_that_is_not_positive_is_named(value):
     found = positive_of_means(ratio, COLUMNS, {"this": 1.0, "that": value, "another": -1.0})
     assert (found.estimate, found.low, found.high) == (None, None, None)
-    assert found.reason == "that is not clearly positive at this study size; take more sentences"
+    assert found.reason == "that is not estimated as positive at this study size; take more sentences"
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])

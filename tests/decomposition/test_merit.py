@@ -50,6 +50,14 @@ def test_the_parts_of_the_error():
     assert merit.efficiency(10).estimate == pytest.approx(0.5 / (0.35 + 1) / COST)
 
 
+def test_draws_of_several_cells_are_beside_as_many_independent_ones():
+    """Of two cells at another rate: variance and squared bias twice, and the error is still their sum."""
+    merit = Merit(UNIFORM, replace(OTHER, cells=2), COST)
+    parts = merit.variance_ratio().estimate, merit.bias2_ratio().estimate
+    assert parts == pytest.approx((2 * 3 / 4, 2 * 1 / 4))
+    assert merit.mse_ratio().estimate == pytest.approx(sum(parts))
+
+
 def test_the_cosine():
     expected = MU @ MU_Q / sqrt((MU @ MU) * (MU_Q @ MU_Q))
     found = Merit(UNIFORM, OTHER, COST).cosine()
@@ -134,7 +142,7 @@ def test_an_uncertain_cost_widens_the_interval(figure):
 
 
 NEGATIVE = -np.ones(N)
-SMALL = "is not clearly positive at this study size; take more sentences"
+SMALL = "is not estimated as positive at this study size; take more sentences"
 
 
 @pytest.mark.parametrize(

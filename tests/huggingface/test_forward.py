@@ -1,7 +1,9 @@
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from gradvar.huggingface.forward import logits_at
+from gradvar.huggingface.forward import encoder_flops_per_token, logits_at
 from tests.cases import model
 
 
@@ -48,3 +50,15 @@ def test_no_hook_stays_behind(masked_lm, inputs):
         logits_at(masked_lm, POSITIONS + 11, True, **inputs)
     assert not any(module._forward_hooks for module in masked_lm.modules())
     assert torch.equal(masked_lm(**inputs).logits, before)
+
+
+@pytest.mark.parametrize(("kind", "times"), [("bert", 1), ("albert", 2)])
+def test_encoder_flops_are_those_that_torch_counts(kind, times):
+    """Of ALBERT's two layers, which share their weights, too. The pooler reads one position."""
+    built = model(kind)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        built.base_model(input_ids=torch.ones(1, 9, dtype=torch.int64))
+    assert 9 * encoder_flops_per_token(built, 9) == pytest.approx(counter.get_total_flops())
+    layers = [name for name, _ in built.named_modules() if name.endswith(".query")]
+    assert len(layers) * times == built.config.num_hidden_layers

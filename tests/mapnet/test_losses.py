@@ -63,13 +63,6 @@ def test_log_regression_finds_the_geometric_mean(observed):
 
 
 @pytest.mark.parametrize("observed", [2, 3, 4])
-def test_centred_log_regression_finds_it_up_to_a_factor(observed):
-    assert_close_to(
-        shares(best_scores(partial(log_regression, centred=True), *outcomes(observed))), shares(GEOMETRIC_MEAN)
-    )
-
-
-@pytest.mark.parametrize("observed", [2, 3, 4])
 def test_kl_finds_norms_without_noise(observed):
     observations = outcomes(observed, noisy=False)
     found = best_scores(kl, *observations)
@@ -96,14 +89,6 @@ def test_variance_finds_it_through_the_mixture():
     assert_close_to(0.9 * scores + 0.1 / 4, shares(ROOT_MEAN_SQUARE))
 
 
-def test_the_logarithm_of_each_row_finds_something_else():
-    """Uniform scores where one position is observed; without noise and with all observed, what it should."""
-    assert_close_to(shares(best_scores(partial(variance, per_row=True), *outcomes(1))), torch.full_like(F, 0.25))
-    assert_close_to(shares(best_scores(partial(variance, per_row=True), *outcomes(4, noisy=False))), shares(F))
-    pulled = shares(best_scores(partial(variance, per_row=True), *outcomes(2)))
-    assert ((pulled - 0.25).abs() < (shares(ROOT_MEAN_SQUARE) - 0.25).abs()).all()
-
-
 @pytest.mark.parametrize("observed", [1, 2, 3, 4])
 def test_variance_is_unbiased_for_the_second_moment(observed):
     """`exp` of the loss of one row, averaged over all that can be observed of it; of all rows at once, the same."""
@@ -128,9 +113,8 @@ def test_epsilon_and_cap(epsilon, cap):
     inclusion = (1 - epsilon) * scores / scores.mean() + epsilon
     weights = np.minimum(1 / inclusion, cap or np.inf)
     observations = outcomes(4, noisy=False)
-    for per_row in (False, True):
-        found = variance(table.expand_as(observations[0]), *observations, epsilon=epsilon, cap=cap, per_row=per_row)
-        assert found.item() == pytest.approx(log((norms2 * weights).mean()), rel=1e-12)
+    found = variance(table.expand_as(observations[0]), *observations, epsilon=epsilon, cap=cap)
+    assert found.item() == pytest.approx(log((norms2 * weights).mean()), rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -161,11 +145,7 @@ def value_and_gradient(loss, targets, observed=None, maskable=None, dtype=torch.
     return value.item(), gradient
 
 
-@pytest.mark.parametrize(
-    ("loss", "rows_too"),
-    [(partial(log_regression, centred=True), True), (kl, True), (partial(variance, per_row=True), True),
-     (variance, False)],
-)  # fmt: skip
+@pytest.mark.parametrize(("loss", "rows_too"), [(kl, True), (variance, False)])
 @pytest.mark.parametrize("scale", [1e-60, 7.0, 1e60])
 def test_steps_are_blind_to_the_scale_of_norms(loss, rows_too, scale):
     """Float32 scores, norms whose squares it could not hold; all rows at once, or one of them."""
@@ -218,14 +198,6 @@ def test_norms_of_zero_are_no_harm(name):
     assert (gradient[1] == 0).all()
 
 
-def test_a_row_of_zeros_has_no_logarithm_of_its_own():
-    loss = partial(variance, per_row=True)
-    value, gradient = value_and_gradient(loss, [[0.0, 0.3, 2.0], [0.0, 0.0, 0.0]])
-    s = np.exp([-1.0, -0.4, 0.2])
-    assert value == pytest.approx(log(s.mean() * (0.09 / s[1] + 4.0 / s[2]) / 3), rel=1e-12)
-    assert gradient.isfinite().all()
-
-
 @every_loss
 def test_equal_scores(name):
     targets, observed, maskable = outcomes(3)
@@ -238,9 +210,8 @@ def test_equal_scores(name):
         assert value.item() == pytest.approx(log((ROOT_MEAN_SQUARE**2).mean()), rel=1e-12)
 
 
-@pytest.mark.parametrize("loss", [kl, partial(log_regression, centred=True)])
-def test_a_single_observed_position_teaches_these_nothing(loss):
-    value, gradient = value_and_gradient(loss, [[3.0, np.nan, np.nan]], [[True, False, False]])
+def test_a_single_observed_position_teaches_kl_nothing():
+    value, gradient = value_and_gradient(kl, [[3.0, np.nan, np.nan]], [[True, False, False]])
     assert value == 0
     assert (gradient == 0).all()
 

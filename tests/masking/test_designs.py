@@ -212,7 +212,7 @@ def test_disjoint_masks_that_do_not_fit_are_refused():
     some = SENTENCES.rows([0, 5, 1])
     expected = (
         "3 disjoint masks do not fit into a sentence of 5 maskable positions with 4 targets each; "
-        "take disjoint:1 at most, or longer sentences"
+        "no two do, so take longer sentences"
     )
     for act in (
         lambda: check_fits(3, some.totals, some.counts),
