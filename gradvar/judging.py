@@ -31,6 +31,7 @@ TARGETS: dict[str, Quantity] = {
 }
 """What a MAPNet can be fitted to, by name: all are measured at targets of uniformly masked sentences."""
 _OTHER_STREAM = 24  # of hashes
+_ROUNDING = 1e-9  # of the second moment: so little may be rounding errors alone
 _MIXED = 0.1  # of uniform, where raw scores are compared: measured in few contexts, they may be far too small
 
 
@@ -126,10 +127,9 @@ class Judge:
             removed.append((np.array([x.mean() for x in squares]) - left) / np.array(self._counts))
         return np.mean(removed, axis=0)
 
-    @staticmethod
-    def _share(removed: np.ndarray, whole: np.ndarray) -> Estimate:
+    def _share(self, removed: np.ndarray, whole: np.ndarray) -> Estimate:
         """Divide means over sentences, where what is divided by is clearly positive."""
         least = of_means(lambda m: float(m[0]), whole[:, None]).low
-        if least is None or least <= 0:
+        if least is None or least <= _ROUNDING * self._uniform.mean():
             return unresolved("what can be removed is not clearly positive; hold out more sentences, in more contexts")
         return of_means(lambda m: m[0] / m[1], np.stack([removed, whole], axis=1))

@@ -62,3 +62,12 @@ def test_components_are_those_of_an_autograd_loop(page, name, draws, engine):
         assert found.components[level].estimate == pytest.approx(value, rel=1e-9)
     assert found.gradient_norm2.estimate == pytest.approx(expected.norm2, rel=1e-9)
     assert found.components[objective.levels[-1]].estimate > 0
+
+
+def test_the_tests_that_the_theory_names_are_there():
+    root = PAGE.parents[1]
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (root / "docs" / "theory.md").read_text(encoding="utf-8"))
+    assert len(named) > 10
+    for path, test in named:
+        assert (root / path).is_file(), path
+        assert not test or f"def {test}(" in (root / path).read_text(encoding="utf-8"), f"{path}::{test}"

@@ -22,6 +22,8 @@ from gradvar import arms, comparing, runner
 from gradvar.decomposition.merit import Draws
 from gradvar.huggingface.corpus import Corpus
 from gradvar.huggingface.masked_lm import MaskedLM
+from gradvar.mapnet.config import MapNetConfig
+from gradvar.mapnet.network import MapNet
 from gradvar.masking.corruption import Replacement
 from gradvar.masking.masks import Masks
 from tests import cases
@@ -35,10 +37,11 @@ ALWAYS_MASKED = Replacement(1, 0, 0)
 TABLE = "w0\t0.4\n##a\t1.1\nw1\t2.5\n"
 
 SCORES = ("uniform", "loss", "logit", "last-layer", "frequency", "oracle", "file", "file^2")
+FITTED = ("mapnet", "mapnet-permuted")
 SETS = ("midzuno", "midzuno~0.3", "conditional-poisson", "conditional-poisson:1", "conditional-poisson~0.3")
 POSITIONS = ("pps", "pps~0.3", "pps:systematic")
 OTHERS = ("hard", "hard~0.3", "span:2", "whole-word")
-PAIRS = [("uniform", "simple"), *product(SCORES, SETS + POSITIONS + OTHERS)]
+PAIRS = [("uniform", "simple"), *product(SCORES + FITTED, SETS + POSITIONS + OTHERS)]
 
 
 def tokenizer() -> BertTokenizerFast:
@@ -54,7 +57,12 @@ def masked_lm(sentences, copies=1, **options) -> MaskedLM:
 
 @pytest.fixture(scope="module")
 def objective() -> MaskedLM:
-    return masked_lm(SENTENCES)
+    """With a MAPNet of random weights, which scores every token differently."""
+    torch.manual_seed(0)
+    network = MapNet(MapNetConfig(len(VOCABULARY), 8, width=4, window=1, heads=1))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return masked_lm(SENTENCES, mapnet=network)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import math
 from functools import cache
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradvar.errors import GradvarError
-from gradvar.masking.sets import Disjoint, Pool, check_fits
+from gradvar.masking.sets import ConditionalPoisson, Disjoint, Pool, check_fits
 from tests.masking.enumeration import (
     DESIGNS,
     OTHERS,
@@ -229,3 +230,31 @@ def test_each_disjoint_mask_includes_as_simple_random_sampling_does():
     for index, row in enumerate((0, 1, 4)):
         expected = inclusion_by(uniform(row_of(SENTENCES, scores_of("equal"), row)), inclusion.shape[1])
         torch.testing.assert_close(inclusion[index], expected, rtol=0, atol=1e-12)
+
+
+def test_weights_that_are_exact_for_every_model_are_those_of_the_set():
+    """As many random models as there are weights `a_i(S)` leave one solution, `p(S)/(k q(S))`, whatever `q`."""
+    rng = np.random.default_rng(0)
+    subsets, k = list(combinations(range(5), 2)), 2
+    q = rng.dirichlet(np.ones(len(subsets)))
+    models = rng.normal(size=(len(subsets) * k, len(subsets), k))  # a number g_i(S) for each member of each set
+    means = models.mean(axis=(1, 2))
+    found = np.linalg.solve((models * q[:, None]).reshape(len(models), -1), means).reshape(-1, k)
+    expected = 1 / (len(subsets) * k * q)
+    np.testing.assert_allclose(found, np.stack([expected] * k, axis=1), rtol=1e-9)
+
+
+@pytest.mark.parametrize("alpha", [None, 1.0])
+def test_the_effective_sample_size_of_conditional_poisson(alpha):
+    """`(E_q w)^2 / E_q w^2 = C(T,k)^2 / (e_k(o) e_k(1/o))`, the polynomials by all sets."""
+    row, scores = SENTENCES.rows([0]), scores_of("skewed")[:1]
+    own, k = row.maskable[0].nonzero().flatten().tolist(), int(row.counts)
+    odds = scores[0, own].numpy() ** (1 / k if alpha is None else alpha)
+    sets = list(combinations(range(len(own)), k))
+    products = np.array([odds[list(subset)].prod() for subset in sets])
+    positions = torch.tensor([[own[i] for i in subset] for subset in sets])
+    valid = torch.ones_like(positions, dtype=torch.bool)
+    weights = ConditionalPoisson(alpha=alpha).log_weight(row, scores, positions, valid).exp().numpy()
+    q = products / products.sum()
+    size = (q @ weights) ** 2 / (q @ weights**2)
+    assert size == pytest.approx(len(sets) ** 2 / (products.sum() * (1 / products).sum()), rel=1e-9)
