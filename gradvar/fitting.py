@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _BATCH = 32  # sentences of a step
 _VALIDATION = 0.1  # share of the fitting sentences that choose the epoch
+_MOST_VALIDATED = 2048  # of them, which tell epochs apart well enough
 _EPOCH_STREAM = 23  # of hashes
 
 
@@ -222,7 +223,7 @@ def _train(
 
 def _validated(sentences: int) -> int:
     """Count those of the sentences that choose the epoch."""
-    return max(_BATCH, round(_VALIDATION * sentences))
+    return max(_BATCH, min(round(_VALIDATION * sentences), _MOST_VALIDATED))
 
 
 def _copy(network: MapNet) -> dict[str, Tensor]:
