@@ -40,6 +40,7 @@ format: $(STAMP)
 benchmark: $(STAMP)
 	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[benchmarks]"
 	$(BIN)/python benchmarks/engine.py --rounds 9 --rows benchmarks/rows.json --out docs/benchmarks.md
+	$(BIN)/python benchmarks/drawing.py --out docs/drawing.md
 
 mutation: $(STAMP)
 	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[test,mutation]"

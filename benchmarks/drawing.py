@@ -1,11 +1,11 @@
 """What drawing by a proposal costs beside the step that it is for: 64 sentences of 128 tokens at BERT mini.
 
-    python benchmarks/drawing.py --threads 1
+    python benchmarks/drawing.py --threads 1 --out docs/drawing.md
 
-prints, for every design, the time to draw 64 masks with their weights, the scores given, as a part of an ordinary
-forward and backward pass of that batch; what a MAPNet of the default size takes to score it; and what the oracle's
-scores take by the one-pass engine beside one backward pass for every position. Medians over rounds in which all take
-turns.
+writes, for every design, the time to draw 64 masks with their weights, the scores given, as a part of an ordinary
+forward and backward pass of that batch; what a MAPNet of the default size takes to score it; and what one backward pass
+for every position takes beside the one-pass engine's oracle scores. Medians over rounds in which all take turns, with
+the range.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from study import Case, Study
@@ -55,11 +56,18 @@ def one_backward_a_position(objective: MaskedLM, row: int) -> None:
             torch.stack([gradient.norm() for gradient in found.values()]).norm()
 
 
+def spread(values: list[float], unit: str, scale: float = 1.0) -> str:
+    """Write a median with its range."""
+    low, middle, high = (scale * x for x in (min(values), statistics.median(values), max(values)))
+    return f"{middle:.2f}{unit} ({low:.2f} to {high:.2f})"
+
+
 def main() -> None:
-    """Print the tables."""
+    """Measure, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     study = Study(Case("mini", 64, 1, 128))
@@ -70,31 +78,39 @@ def main() -> None:
     network = MapNet(default_config(*table.shape, encoder_flops_per_token(objective.model, 128), 128))
     works: dict[str, Callable[[], object]] = {
         "step": lambda: autograd_gradients(objective.losses, study.batch, objective.model),
-        "MAPNet": lambda: torch.no_grad()(log_scores)(network, sentences, objective.scoring),
+        "scoring by a MAPNet": lambda: torch.no_grad()(log_scores)(network, sentences, objective.scoring),
     }
     for name in DESIGNS:
         design = parse_proposal(f"uniform/{name}").design
-        works[name] = partial(design.draw, sentences, scores, hash_key(0, sentences.keys).unsqueeze(1))
+        works[f"`{name}`"] = partial(design.draw, sentences, scores, hash_key(0, sentences.keys).unsqueeze(1))
     rounds: dict[str, list[float]] = {name: [] for name in works}
     for round_ in range(args.rounds + 1):
         for name, work in works.items():
             taken = seconds(work)
             if round_:
                 rounds[name].append(taken / (rounds["step"][-1] if name != "step" else 1.0))
-    step = statistics.median(rounds["step"])
-    print(f"BERT mini, 64 x 128 tokens, {args.threads} threads: a step takes {1e3 * step:.0f} ms\n")
-    print("| what | of a step |\n|---|---|")
-    for name in works:
-        if name != "step":
-            print(f"| {name} | {100 * statistics.median(rounds[name]):.2f} % |")
     ratios = []
     for row in range(args.rounds):
         scoring, sentence = objective.scoring.fresh(1), objective.sentences([row], 0)
         engine = seconds(partial(scoring.at_targets, "gradient", sentence))
         ratios.append(seconds(partial(one_backward_a_position, objective, row)) / engine)
-    print(
-        f"\nOracle scores: one backward pass a position takes {statistics.median(ratios):.2f} times the one-pass engine"
-    )
+    lines = [
+        "# What drawing costs",
+        "",
+        f"Written by `python benchmarks/drawing.py --threads {args.threads} --out docs/drawing.md`:",
+        "BERT mini, 64 sentences of 128 tokens,",
+        f"torch {torch.__version__}. A forward and backward pass of that batch takes "
+        f"{1e3 * statistics.median(rounds['step']):.0f} ms. Scores are given, and weights are drawn with the masks;",
+        f"medians of {args.rounds} rounds, with the range.",
+        "",
+        "| what | of a step |",
+        "|---|---|",
+        *(f"| {name} | {spread(rounds[name], ' %', 100)} |" for name in works if name != "step"),
+        "",
+        f"The oracle's scores: one backward pass for every position takes {spread(ratios, '')} times what the one-pass",
+        "engine takes, each over the same sentence.",
+    ]
+    args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
