@@ -32,7 +32,8 @@ from gradvar.report.fit import Fit
 if TYPE_CHECKING:
     from gradvar.huggingface.masked_lm import MaskedLM
 
-_BATCH = 32  # sentences of a step
+_BATCH = 8  # sentences of a step: small ones learn far more from as many sentences
+_FEWEST = 32  # sentences that choose the epoch, and that are fitted to
 _VALIDATION = 0.1  # share of the fitting sentences that choose the epoch
 _MOST_VALIDATED = 2048  # of them, which tell epochs apart well enough
 _EPOCH_STREAM = 23  # of hashes
@@ -115,10 +116,10 @@ def fit_mapnet(
         raise GradvarError(f"--held-out {held_out}: a fit is judged on 8 sentences at least")
     available = len(objective) - held_out
     count = available if sentences is None else sentences
-    if available < count or count < 2 * _BATCH:
+    if available < count or count < 2 * _FEWEST:
         raise GradvarError(
             f"--sentences {count} and {held_out} held out do not go into the {len(objective)} of the data, or are "
-            f"fewer than {2 * _BATCH}; give more text, or lower them"
+            f"fewer than {2 * _FEWEST}; give more text, or lower them"
         )
     start = time.perf_counter()
     order = np.random.default_rng(seed).permutation(len(objective))
@@ -187,7 +188,7 @@ def _train(
 
     def validate() -> float:
         with torch.no_grad():
-            parts = torch.arange(cut).split(_BATCH)  # the more sentences, the more memory
+            parts = torch.arange(cut).split(_FEWEST)  # the more sentences, the more memory
             mine = torch.cat([log_scores(network, validation.rows(p.tolist()), objective.scoring) for p in parts])
             return float(variance(mine, validated, watched, validation.maskable))
 
@@ -223,7 +224,7 @@ def _train(
 
 def _validated(sentences: int) -> int:
     """Count those of the sentences that choose the epoch."""
-    return max(_BATCH, min(round(_VALIDATION * sentences), _MOST_VALIDATED))
+    return max(_FEWEST, min(round(_VALIDATION * sentences), _MOST_VALIDATED))
 
 
 def _copy(network: MapNet) -> dict[str, Tensor]:
