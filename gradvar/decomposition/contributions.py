@@ -45,7 +45,7 @@ def positive_of_means(
         log_error: Standard error of the logarithm from elsewhere, such as timing; independent of the data.
 
     Returns:
-        The estimate; "not resolved" where a part is not positive.
+        The estimate; "not resolved" where a part is not positive, or the interval has no end.
     """
     for name, value in parts.items():
         if not value > 0:
@@ -64,11 +64,11 @@ def positive_of_means(
         return Estimate(value, reason=FEW)
     replicates = np.array([log_of(np.arange(count) != unit) for unit in range(count)])
     if not np.isfinite(replicates).all():
-        return Estimate(value, reason="it hangs on single sentences; take more")
+        return unresolved("it hangs on single sentences; take more")
     pseudo = count * full - (count - 1) * replicates
     error = float(np.hypot(pseudo.std(ddof=1) / np.sqrt(count), log_error))
     half = float(stats.t.ppf((1 + LEVEL) / 2, effective_df(pseudo))) * error
     low, high = np.exp(full - half), np.exp(full + half)
     if not np.isfinite(high):
-        return Estimate(value, reason="the interval has no upper end at this study size; take more sentences")
+        return unresolved("the interval has no upper end at this study size; take more sentences", float(low))
     return Estimate(value, float(low), float(high))

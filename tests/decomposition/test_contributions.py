@@ -76,11 +76,10 @@ def test_a_value_that_is_not_positive_is_not_resolved(value):
     assert not found.resolved
 
 
-def test_an_estimate_that_one_sentence_carries_has_no_interval():
+def test_an_estimate_that_one_sentence_carries_is_not_resolved():
     columns = np.array([[9.0], [-1.0], [-1.0], [-1.0]])
     found = positive_of_means(lambda m: m[0], columns, {})
-    assert found.estimate == pytest.approx(1.5)
-    assert (found.low, found.high) == (None, None)
+    assert (found.estimate, found.low, found.high) == (None, None, None)
     assert found.reason == "it hangs on single sentences; take more"
 
 
@@ -89,7 +88,8 @@ def test_few_data_and_no_upper_end():
     with np.errstate(over="ignore"):
         endless = positive_of_means(ratio, COLUMNS, {}, log_error=1e3)
     assert endless.reason == "the interval has no upper end at this study size; take more sentences"
-    assert endless.estimate == pytest.approx(ratio(COLUMNS.mean(axis=0)))
+    assert (endless.estimate, endless.high) == (None, None)
+    assert 0 <= endless.low < ratio(COLUMNS.mean(axis=0))
 
 
 @pytest.mark.parametrize("estimate", [of_means, lambda f, c: positive_of_means(f, c, {})])
