@@ -50,14 +50,20 @@ def mse_figure(result: Comparison) -> Figure:
 
 
 def gain_figure(result: Comparison) -> Figure:
-    """Batch gain at equal cost by proposal, with and without what scoring costs."""
+    """Batch gain at equal cost by proposal, with and without what scoring costs; of biased ones by the error, too."""
     rows = result.proposals
     figure, axes = _axes(len(rows))
     axes.set_xscale("log")
     for y, row in enumerate(rows):
-        gain = row.batch_gain_at_batch
+        gain, by_error = row.batch_gain_at_batch, row.efficiency_at_batch
+        if not row.declared_unbiased and by_error.estimate is not None:
+            if by_error.low is not None and by_error.high is not None:
+                axes.plot([by_error.low, by_error.high], [y, y], color=GREY, linewidth=1, solid_capstyle="butt")
+            axes.plot(by_error.estimate, y, "D", color=GREY, markersize=4)
         if gain.estimate is None:
-            axes.text(1.0, y, " not resolved", va="center", fontsize=7, color=GREY)
+            axes.text(
+                1.02, y, "not resolved", va="center", fontsize=7, color=GREY, transform=axes.get_yaxis_transform()
+            )
             continue
         if gain.low is not None and gain.high is not None:
             axes.plot([gain.low, gain.high], [y, y], color=COLOURS[0], linewidth=1.5, solid_capstyle="butt")
@@ -67,12 +73,13 @@ def gain_figure(result: Comparison) -> Figure:
         if ratio > 1.02:
             axes.plot(free, y, "o", color=COLOURS[0], markersize=5, fillstyle="none")
     axes.plot([], [], "o", color=COLOURS[0], fillstyle="none", label="scores for nothing")
+    axes.plot([], [], "D", color=GREY, markersize=4, label="by mean squared error")
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(range(len(rows)), [row.proposal for row in rows], fontsize=8)
     batch = result.study["batch"]
     axes.set_xlabel(f"batch gain at equal cost, B = {batch} (how much a uniform batch must grow), 95 % interval")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.08, 1.0), frameon=False, fontsize=8)
     axes.set_title(_gain_title(result), fontsize=10, loc="left", wrap=True)
     return figure
 

@@ -66,16 +66,20 @@ def error_rows(result: Comparison) -> list[tuple[str, ...]]:
 
 
 def gain_rows(result: Comparison) -> list[tuple[str, ...]]:
-    """List the proposals: name, cost, gain of small batches, gain of the batch asked for."""
+    """List the proposals: name, cost, gain of small batches, of the batch asked for, and that by the error."""
     return [
-        (row.proposal, _short(row.cost_ratio), _value(row.batch_gain), _value(row.batch_gain_at_batch))
+        (
+            row.proposal,
+            _short(row.cost_ratio),
+            *(_value(gain) for gain in (row.batch_gain, row.batch_gain_at_batch, row.efficiency_at_batch)),
+        )
         for row in result.proposals
     ]
 
 
 def gains_caption(result: Comparison) -> str:
     """Head the table of gains."""
-    return "Batch gain at equal cost: over 1, the proposal beats uniform masks"
+    return "Gain at equal cost, of alignment and by mean squared error (over 1: better)"
 
 
 def ceiling_lines(result: Comparison) -> list[str]:
@@ -126,9 +130,10 @@ def _error_table(result: Comparison) -> RenderableType:
 
 
 def _gain_table(result: Comparison) -> RenderableType:
-    table = plain_table("proposal", "cost", "small B", f"B = {result.study['batch']} [95 %]")
+    table = plain_table("proposal", "cost", "small B", f"B = {result.study['batch']} [95 %]", "by MSE")
     for row in result.proposals:
-        table.add_row(row.proposal, _short(row.cost_ratio), _short(row.batch_gain), _value(row.batch_gain_at_batch))
+        short = _short(row.cost_ratio), _short(row.batch_gain)
+        table.add_row(row.proposal, *short, _value(row.batch_gain_at_batch), _short(row.efficiency_at_batch))
     return table
 
 
@@ -146,7 +151,9 @@ def _hundredths(estimate: Estimate) -> str:
 
 
 def _short(estimate: Estimate) -> str:
-    return "-" if estimate.estimate is None else f"{estimate.estimate:.3g}"
+    if estimate.estimate is None:
+        return "-"
+    return f"{estimate.estimate:.0f}" if 100 <= abs(estimate.estimate) < 1e6 else f"{estimate.estimate:.3g}"
 
 
 def _reasons(result: Comparison) -> list[str]:

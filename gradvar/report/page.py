@@ -226,7 +226,13 @@ def _errors(result: Comparison) -> Table:
 
 def _gains(result: Comparison) -> Table:
     batch = result.study["batch"]
-    columns = ("proposal", "cost of a draw", "small batches [95 %]", f"B = {batch} [95 %]")
+    columns = (
+        "proposal",
+        "cost of a draw",
+        "small batches [95 %]",
+        f"B = {batch} [95 %]",
+        f"by MSE, B = {batch} [95 %]",
+    )
     return Table(gains_caption(result), columns, tuple(gain_rows(result)))
 
 
