@@ -153,7 +153,8 @@ def _hundredths(estimate: Estimate) -> str:
 def _short(estimate: Estimate) -> str:
     if estimate.estimate is None:
         return "-"
-    return f"{estimate.estimate:.0f}" if 100 <= abs(estimate.estimate) < 1e6 else f"{estimate.estimate:.3g}"
+    size = abs(estimate.estimate)
+    return f"{estimate.estimate:{'.1g' if size < 0.01 else '.0f' if 100 <= size < 1e6 else '.3g'}}"
 
 
 def _reasons(result: Comparison) -> list[str]:
