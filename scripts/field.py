@@ -66,12 +66,14 @@ def field(report: dict[str, Any]) -> str:
         bias = "0 by design" if row["declared_unbiased"] else value(row["bias2_ratio"])
         cost, free = (f"{row[name]['estimate']:.3g}" for name in ("cost_ratio", "cost_ratio_without_scoring"))
         aligned = row["alignment"]
-        gains = [value(x) for x in (row["efficiency"], row["efficiency_at_batch"], aligned["batch_gain_at_batch"])]
+        shown = (row["efficiency"], row["efficiency_at_batch"], aligned["batch_gain"], aligned["batch_gain_at_batch"])
+        gains = [value(x) for x in shown]
         weights = [f"{row[name]['estimate']:.3g}" for name in ("ess", "max_weight")]
         rows.append((f"`{row['proposal']}`", value(row["variance_ratio"]), bias, *weights, f"{cost} ({free})", *gains))
     head = ("proposal", "variance", "bias²", "ESS", "largest weight", "cost (scores free)")
     batch = report["study"]["batch"]
-    return table((*head, "efficiency, B = 1", f"efficiency, B = {batch}", f"batch gain, B = {batch}"), rows)
+    efficiency, gain = ("efficiency, B = 1", f"efficiency, B = {batch}"), ("gain, small B", f"gain, B = {batch}")
+    return table((*head, *efficiency, *gain), rows)
 
 
 def mapnet(reports: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ blank lines between articles. Writes a Hugging Face folder with 16-bit weights a
     python scripts/train_demo_checkpoint.py --train wiki-train.txt.xz --valid wiki-valid.txt.xz --out demo-checkpoint
 
 With `--start FOLDER` it goes on from a checkpoint, with its tokenizer and a schedule of its own; so the one of
-docs/proposals.md that was trained further was made:
+docs/field.md that was trained further was made:
 
     python scripts/train_demo_checkpoint.py --start gradvar/demo/checkpoint --train wiki-train.txt.xz \
         --valid wiki-valid.txt.xz --steps 8000 --learning-rate 1e-3 --seed 1 --out further
