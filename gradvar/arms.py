@@ -210,10 +210,19 @@ def _pools(scores: np.ndarray, design: Pool) -> list[tuple[list[int], np.ndarray
     return [(pool, chances(pool)) for pool in some]
 
 
+def is_measured(score: Score) -> bool:
+    """Whether a score, or what it is a power of, is measured at every position in passes of its own."""
+    return isinstance(_base(score), AtTargets)
+
+
 def is_oracle(score: Score) -> bool:
     """Whether a score is the oracle, or a power of it."""
-    inner = score.score if isinstance(score, Power) else score
-    return isinstance(inner, AtTargets) and inner.quantity == "gradient"
+    base = _base(score)
+    return isinstance(base, AtTargets) and base.quantity == "gradient"
+
+
+def _base(score: Score) -> Score:
+    return score.score if isinstance(score, Power) else score
 
 
 def cell_scores(study: Study, proposal: Proposal, scores: Tensor) -> np.ndarray:

@@ -21,7 +21,7 @@ from gradvar.decomposition.moments import total
 from gradvar.errors import GradvarError
 from gradvar.masking.proposal import Proposal
 from gradvar.masking.sets import Pool
-from gradvar.measure import measure
+from gradvar.measure import measure, sampling_order
 from gradvar.provenance import command, versions
 from gradvar.report.comparison import Comparison, Row
 from gradvar.shading import SHOWN, score_tokens
@@ -89,6 +89,7 @@ def compare(
     wanted, notices = _field(objective, proposals)
     for proposal in wanted:
         arms.check_pool(proposal, masks)
+    _try_scores(objective, wanted, sentences, seed)
     own = [p for p in wanted if arms.needs_cells(p, objective.mask_rate)]
     steps = _Steps(progress, objective, sentences, masks, own)
     study = _uniform_study(objective, sentences, masks, seed, engine, parameters, memory, steps)
@@ -173,6 +174,14 @@ def _field(objective: MaskedLM, proposals: Sequence[str | Proposal] | None) -> t
     for proposal in wanted:
         objective.under(proposal)  # refuses what does not fit
     return list(dict.fromkeys(p for p in wanted if p != Proposal())), notices
+
+
+def _try_scores(objective: MaskedLM, wanted: list[Proposal], sentences: int, seed: int) -> None:
+    """Refuse tables without a token and scores that are no numbers at once, not after the study of uniform masks."""
+    rows = objective.sentences(sampling_order(len(objective), seed)[:sentences].tolist(), seed)
+    for proposal in wanted:
+        if not arms.is_measured(proposal.score):
+            objective.under(proposal).scores(rows)
 
 
 def _cells_each(proposal: Proposal, masks: int) -> int:

@@ -67,6 +67,11 @@ class Measurement:
         return self.losses.size / self.seconds
 
 
+def sampling_order(population: int, seed: int) -> np.ndarray:
+    """Order the data of a population as studies sample them: those of any size take the first of these indices."""
+    return np.random.default_rng(seed).permutation(population)
+
+
 def measure(
     objective: Objective,
     counts: tuple[int, ...],
@@ -112,7 +117,7 @@ def measure(
     if counts[0] < ranks.world():
         raise GradvarError(f"--sentences {counts[0]} are fewer than the {ranks.world()} processes; start fewer")
     start = time.perf_counter()
-    order = np.random.default_rng(seed).permutation(len(objective))
+    order = sampling_order(len(objective), seed)
     study = _Study(objective, counts[1:], seed, engine, parameters, memory, order, progress, counts[0], most, pairs)
     study.extend(counts[0], most)
     moments = study.moments()

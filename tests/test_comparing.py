@@ -16,6 +16,7 @@ import gradvar
 from gradvar import arms, comparing
 from gradvar.cli import main
 from gradvar.decomposition import ceilings
+from gradvar.errors import GradvarError
 from gradvar.huggingface.masked_lm import MaskedLM
 from gradvar.masking.hashing import hash_key
 from gradvar.masking.proposal import Proposal
@@ -575,6 +576,15 @@ def test_bad_input_gets_one_line_and_leaves_nothing(run, place, command, options
     assert all(line.startswith("loading the checkpoint") or " cells, " in line for line in progress)
     assert os.listdir() == []
     assert sorted(place.rglob("*")) == before
+
+
+def test_a_table_is_refused_before_anything_is_measured(tmp_path):
+    path = tmp_path / "scores.tsv"
+    path.write_text("w0\t1\n")
+    done = []
+    with pytest.raises(GradvarError, match="has no score for the token"):
+        gradvar.compare(masked_lm(), [f"file={path}^0.5/pps"], **SIZES, progress=lambda *cells: done.append(cells))
+    assert done == []
 
 
 def test_decompose_takes_a_proposal(run):

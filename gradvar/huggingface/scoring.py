@@ -38,7 +38,7 @@ class Scoring:
     Args:
         objective: The masked LM.
         contexts: How many contexts.
-        engine: What measures gradients: ``onepass``, ``reference``, or ``auto``.
+        engine: What is to measure gradients: ``onepass``, ``reference``, or ``auto``.
         parameters: Regular expression of the names of the parameters whose gradients count; None takes all.
     """
 
@@ -46,7 +46,7 @@ class Scoring:
         self.objective, self.contexts = objective, contexts
         self.engine, self._parameters = engine, parameters
         self._known: dict[tuple[Quantity, int, int], Tensor] = {}
-        self._engine: tuple[Engine, list[Target]] | None = None
+        self._made: tuple[Engine, list[Target]] | None = None
 
     def of(self, parameters: str | None) -> Scoring:
         """Return one that counts the gradients of some parameters only, with nothing measured yet."""
@@ -57,7 +57,7 @@ class Scoring:
     def fresh(self, contexts: int | None = None) -> Scoring:
         """Return the same, with nothing measured yet, perhaps for another number of contexts."""
         other = Scoring(self.objective, contexts or self.contexts, self.engine, self._parameters)
-        other._engine = self._engine
+        other._made = self._made
         return other
 
     def at_targets(self, quantity: Quantity, sentences: Sentences) -> Tensor:
@@ -170,13 +170,13 @@ class Scoring:
 
     def _norms(self, batch: dict[str, Tensor]) -> Tensor:
         """``[cells]`` float64 gradient norms."""
-        if self._engine is None:
-            self._engine = self._make_engine(batch)
+        if self._made is None:
+            self._made = self._make_engine(batch)
         return torch.cat([self._norms_of(part) for part in _chunks(batch, self._at_once)])
 
     def _norms_of(self, batch: dict[str, Tensor]) -> Tensor:
-        assert self._engine is not None
-        engine, targets = self._engine
+        assert self._made is not None
+        engine, targets = self._made
         cells = len(batch["input_ids"])
         sums = {
             id(t.parameter): NormAccumulator(*t.shape, cells, t.parameter.dtype, t.parameter.device) for t in targets
@@ -186,7 +186,7 @@ class Scoring:
         except EngineError:
             if self.engine != "auto" or engine.name == "reference":
                 raise
-            self._engine = (make_engine("reference", self.objective, targets), targets)
+            self._made = (make_engine("reference", self.objective, targets), targets)
             return self._norms_of(batch)
         squares = torch.stack([accumulator.tables.cell_norm2[0] for accumulator in sums.values()]).sum(dim=0)
         if not bool(squares.isfinite().all()):
