@@ -17,10 +17,12 @@ from gradvar.decomposition.contrast import squared_difference
 from gradvar.decomposition.merit import Draws
 from gradvar.decomposition.moments import total
 from gradvar.errors import GradvarError
+from gradvar.masking.designs import sum_over
 from gradvar.masking.hashing import hash_key
 from gradvar.masking.masks import Masks, Sentences
+from gradvar.masking.pps import PPS
 from gradvar.masking.proposal import Proposal, overflow
-from gradvar.masking.scores import AtTargets, Power, Score
+from gradvar.masking.scores import AtTargets, Power, Score, set_scores
 from gradvar.masking.sets import Disjoint, Pool, SetDesign
 from gradvar.measure import Measurement, measure
 from gradvar.persample.check import autograd_gradients
@@ -32,6 +34,7 @@ _POOLS = 200  # of a sentence's cells, where not all are tried
 _WEIGHTS = 64  # draws of a sentence whose weights are looked at
 _ROUNDS = 7  # of timing
 _PASSED = 8  # cells of a timed pass
+_SCORED, _QUICK = 4, 0.005  # sentences scored alone to take the time, and seconds below which all are
 _HUGE = 1e100  # second moments, whose squares still have to be numbers
 _STREAM = 22  # of hashes
 
@@ -40,10 +43,13 @@ _STREAM = 22  # of hashes
 class Weights:
     """How the importance weights of a proposal spread, the mean of a uniform draw's being one.
 
+    Of set designs and ``pps`` the moments are exact or over uniform masks, and the largest is the largest that there
+    can be; of others they are those of draws, among which large weights may be too rare to be seen.
+
     Attributes:
         first: ``[N]`` mean weight of each sentence's draws, or of their targets.
         second: ``[N]`` mean squared weight.
-        largest: The largest.
+        largest: The largest of any sentence.
     """
 
     first: np.ndarray
@@ -226,14 +232,25 @@ def _base(score: Score) -> Score:
 
 
 def cell_scores(study: Study, proposal: Proposal, scores: Tensor) -> np.ndarray:
-    """``[N, M]`` what a pool goes by: the true norms of the study's cells for the oracle, sums over positions else."""
+    """``[N, M]`` what a pool goes by: the true norms of the study's cells for the oracle, sums over positions else.
+
+    A score of a user's own may have its own way to score whole cells.
+    """
     norms = np.sqrt(study.whole.moments.cell_norm2)
     if is_oracle(proposal.score):
         exponent = proposal.score.exponent if isinstance(proposal.score, Power) else 1.0
-        return np.maximum(norms, 1e-6 * norms.mean(axis=1, keepdims=True)) ** exponent
+        return _floored(norms) ** exponent
     masks = study.masks
-    each = scores.repeat_interleave(norms.shape[1], dim=0)
-    return (each.gather(1, masks.positions) * masks.valid).sum(dim=1).cpu().numpy().reshape(norms.shape)
+    of_sets = set_scores(proposal.score, study.sentences, study.objective.scoring)
+    if of_sets is None:
+        return sum_over(scores, masks.positions, masks.valid).cpu().numpy().reshape(norms.shape)
+    return _floored(of_sets(masks.positions, masks.valid, masks.keys).double().cpu().numpy().reshape(norms.shape))
+
+
+def _floored(scores: np.ndarray) -> np.ndarray:
+    """Make scores ``[N, M]`` of cells positive; nothing tells cells apart that are all zero."""
+    mean = scores.mean(axis=1, keepdims=True)
+    return np.where(mean > 0, np.maximum(scores, 1e-6 * mean), 1.0)
 
 
 def weights_of(study: Study, proposal: Proposal, scores: Tensor, of_cells: np.ndarray | None) -> Weights:
@@ -244,7 +261,18 @@ def weights_of(study: Study, proposal: Proposal, scores: Tensor, of_cells: np.nd
     if of_cells is not None:
         assert isinstance(proposal.design, Pool)
         return _pool_weights(of_cells, proposal.design)
-    keys = hash_key(_STREAM, sentences.keys.unsqueeze(1), torch.arange(_WEIGHTS, device=sentences.keys.device))
+    design = proposal.design
+    # The draws of a pool take passes of their own, perhaps.
+    number = study.masks_each if isinstance(design, Pool) else _WEIGHTS
+    keys = hash_key(_STREAM, sentences.keys.unsqueeze(1), torch.arange(number, device=sentences.keys.device))
+    if isinstance(design, SetDesign):
+        square, most = design.mean_square(sentences, scores, keys), float(design.largest(sentences, scores).max())
+        return _finite(proposal, Weights(np.ones(rows), square.cpu().numpy(), most))
+    if isinstance(design, PPS):  # a target i has the weight k/(T pi_i)
+        mean = sentences.counts.double() / sentences.totals
+        inverse = torch.where(sentences.maskable, 1 / design.inclusion(sentences, scores), 0.0) * mean.unsqueeze(1)
+        square = inverse.sum(dim=1) / sentences.totals
+        return _finite(proposal, Weights(np.ones(rows), square.cpu().numpy(), float(inverse.max())))
     masks = proposal.draw(sentences, scores, keys, objective.scoring)
     counts = masks.valid.sum(dim=1, keepdim=True)
     relative = (masks.weights * counts * masks.valid).view(rows, -1)
@@ -252,6 +280,12 @@ def weights_of(study: Study, proposal: Proposal, scores: Tensor, of_cells: np.nd
     first = relative.sum(dim=1) / targets
     second = relative.square().sum(dim=1) / targets
     return Weights(first.cpu().numpy(), second.cpu().numpy(), float(relative.max()))
+
+
+def _finite(proposal: Proposal, weights: Weights) -> Weights:
+    if not max(weights.largest, float(weights.second.max())) < _HUGE:
+        raise GradvarError(overflow(proposal))
+    return weights
 
 
 def _pool_weights(scores: np.ndarray, design: Pool) -> Weights:
@@ -302,22 +336,21 @@ def _finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def time_scoring(study: Study, proposal: Proposal, pooled: bool, seconds_per_cell: float) -> float:
-    """Seconds that scoring for one draw takes.
+def time_scoring(study: Study, proposal: Proposal, passes: np.ndarray) -> np.ndarray:
+    """Time the scoring that a draw takes.
 
     Args:
         study: The uniform study.
-        proposal: Whose score; two sentences are scored alone, or all together where that is quick.
-        pooled: Whether candidates are scored: by the oracle, each of them takes a pass of its own.
-        seconds_per_cell: Of a forward and backward pass.
+        proposal: Whose score: of sentences of all lengths, each alone, or of all together where that is quick.
+        passes: ``[rounds]`` seconds of a forward and backward pass, which a pool's candidates take by the oracle.
 
     Returns:
-        The time.
+        ``[rounds]`` seconds.
     """
-    if pooled and is_oracle(proposal.score):
-        assert isinstance(proposal.design, Pool)
-        return proposal.design.candidates * seconds_per_cell
-    objective, sentences = study.objective.under(proposal), study.sentences
+    if isinstance(proposal.design, Pool) and is_oracle(proposal.score):
+        return proposal.design.candidates * passes
+    objective = study.objective.under(proposal)
+    sentences = objective.sentences(study.measured.data.tolist(), study.seed)
 
     def once(some: Sentences) -> float:
         start = time.perf_counter()
@@ -325,5 +358,13 @@ def time_scoring(study: Study, proposal: Proposal, pooled: bool, seconds_per_cel
         _finish(objective.device)
         return (time.perf_counter() - start) / len(some.ids)
 
-    alone = once(sentences.rows([0, 1]))
-    return alone if alone > 0.01 else float(np.median([once(sentences) for _ in range(_ROUNDS)]))
+    by_length = sentences.attended.sum(dim=1).argsort().tolist()
+    places = [(2 * place + 1) * len(by_length) // (2 * _SCORED) for place in range(_SCORED)]
+    alone = np.array([once(sentences.rows([by_length[place]])) for place in places])
+    return alone if np.median(alone) > _QUICK else np.array([once(sentences) for _ in range(_ROUNDS)])
+
+
+def score_key(proposal: Proposal) -> tuple[int, float | None, int]:
+    """What the time of scoring depends on: powers of a score take as long; of pools the candidates may count."""
+    pool = proposal.design.candidates if isinstance(proposal.design, Pool) else 0
+    return id(_base(proposal.score)), proposal.mask_rate, pool

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,19 +89,25 @@ def compare(
     start = time.perf_counter()
     objective = objective.studying(parameters)
     wanted, notices = _field(objective, proposals)
-    for proposal in wanted:
-        arms.check_pool(proposal, masks)
     _try_scores(objective, wanted, sentences, seed)
     own = [p for p in wanted if arms.needs_cells(p, objective.mask_rate)]
+    for proposal in wanted:
+        if proposal not in own:
+            arms.check_pool(proposal, masks)
     steps = _Steps(progress, objective, sentences, masks, own)
     study = _uniform_study(objective, sentences, masks, seed, engine, parameters, memory, steps)
     norms = gradient_norms(objective, study.sentences, steps.scored)
     steps.next(steps.scoring)
     passes = _time_passes(study, own)
     rows, disjoint = [_uniform_row()], None
+    scoring: dict[object, np.ndarray] = {}
     for proposal in wanted:
         scored = objective.under(proposal).scores(study.sentences)
-        of_cells = arms.cell_scores(study, proposal, scored) if isinstance(proposal.design, Pool) else None
+        pooled = isinstance(proposal.design, Pool) and proposal not in own
+        of_cells = arms.cell_scores(study, proposal, scored) if pooled else None
+        key = arms.score_key(proposal)
+        if key not in scoring:
+            scoring[key] = arms.time_scoring(study, proposal, passes[proposal.mask_rate or objective.mask_rate])
         if proposal in own:
             draws = arms.measure_arm(study, proposal, steps.measured)
             steps.next(sentences * _cells_each(proposal, masks))
@@ -108,7 +116,7 @@ def compare(
         # Of masks of another rate, which have a bias, the covariance is another one.
         if draws.covariance is not None and draws.bias is None and (disjoint is None or draws.cells > disjoint.cells):
             disjoint = draws
-        rows.append(_row(study, proposal, draws, scored, of_cells, passes, batch))
+        rows.append(_row(study, proposal, draws, scored, of_cells, passes, scoring[key], batch))
     whole, described = study.whole, objective.describe()
     weights = objective.weights_of(study.measured.data.tolist())
     return Comparison(
@@ -243,8 +251,8 @@ def _time_passes(study: arms.Study, own: list[Proposal]) -> dict[float, np.ndarr
     """Seconds of a forward and backward pass by mask rate: how the targets were chosen makes no difference to it."""
     rates = dict.fromkeys([study.objective.mask_rate, *(p.mask_rate for p in own if p.mask_rate is not None)])
     objectives = [study.objective.under(Proposal(mask_rate=rate)) for rate in rates]
-    lengths = study.sentences.attended.sum(dim=1)
-    usual = int(study.measured.data[int(lengths.argsort()[len(lengths) // 2])])  # of median length
+    lengths = study.sentences.attended.sum(dim=1).double()
+    usual = int(study.measured.data[int((lengths - lengths.mean()).abs().argmin())])  # scoring is timed as a mean, too
     return dict(zip(rates, arms.time_passes(objectives, usual, study.seed), strict=True))
 
 
@@ -281,6 +289,7 @@ def _row(
     scored: Tensor,
     of_cells: np.ndarray | None,
     passes: dict[float, np.ndarray],
+    scoring: np.ndarray,
     batch: int,
 ) -> Row:
     rate = study.objective.mask_rate
@@ -289,10 +298,9 @@ def _row(
     drawing = arms.time_drawing(study, proposal, scored)
     uniform = arms.time_drawing(study, Proposal(), scored) + passes[rate] + sentence
     free = drawing + draws.cells * passes[proposal.mask_rate or rate] + sentence
-    scoring = arms.time_scoring(study, proposal, of_cells is not None, float(np.median(passes[rate])))
-    full = free + scoring
-    merit = Merit(study.draws, draws, *_logarithm(full, uniform))
-    freely = Merit(study.draws, draws, *_logarithm(free, uniform))
+    full, unscored = _Cost.of(free, uniform, scoring), _Cost.of(free, uniform)
+    merit = Merit(study.draws, draws, full.ratio, full.error)
+    freely = Merit(study.draws, draws, unscored.ratio, unscored.error)
     score, _, design = str(proposal).rpartition("/")
     return Row(
         proposal=str(proposal),
@@ -305,26 +313,39 @@ def _row(
         mse_ratio=merit.mse_ratio(),
         mse_ratio_at_batch=merit.mse_ratio(batch),
         ess=of_means(lambda m: m[0] ** 2 / m[1], np.stack([spread.first, spread.second], axis=1)).clip(0.0, 1.0),
-        max_weight=Estimate(spread.largest, reason="the largest of what was drawn has no interval"),
-        cost_ratio=_cost(full, uniform),
-        cost_ratio_without_scoring=_cost(free, uniform),
+        max_weight=Estimate(spread.largest, reason="a largest value has no interval"),
+        cost_ratio=full.estimate(),
+        cost_ratio_without_scoring=unscored.estimate(),
         efficiency=merit.efficiency(),
         efficiency_at_batch=merit.efficiency(batch),
-        efficiency_without_scoring=freely.efficiency(),
+        efficiency_without_scoring=freely.efficiency(batch),
         cosine=merit.cosine(),
         batch_gain=merit.batch_gain(),
         batch_gain_at_batch=merit.batch_gain(batch),
     )
 
 
-def _logarithm(seconds: np.ndarray, uniform: np.ndarray) -> tuple[float, float]:
-    """Ratio of two costs, timed in turns, and the standard error of its logarithm."""
-    logs = np.log(seconds / uniform)
-    return float(np.exp(logs.mean())), float(logs.std(ddof=1) / np.sqrt(len(logs)))
+@dataclass(frozen=True)
+class _Cost:
+    """Ratio of two costs, with the standard error of its logarithm and that error's degrees of freedom."""
 
+    ratio: float
+    error: float
+    df: float
 
-def _cost(seconds: np.ndarray, uniform: np.ndarray) -> Estimate:
-    """Ratio of two costs with Student's interval of its logarithm."""
-    ratio, error = _logarithm(seconds, uniform)
-    reach = np.exp(stats.t.ppf((1 + LEVEL) / 2, len(seconds) - 1) * error)
-    return Estimate(ratio, ratio / float(reach), ratio * float(reach))
+    @classmethod
+    def of(cls, seconds: np.ndarray, uniform: np.ndarray, more: np.ndarray | None = None) -> _Cost:
+        """Compare seconds timed in turns; ``more`` is added, timed apart, with an error of its own (Welch)."""
+        added = np.zeros(2) if more is None else more
+        logs = np.log((seconds + added.mean()) / uniform)
+        parts = np.array([logs.std(ddof=1), added.std(ddof=1) / (seconds + added.mean()).mean()])
+        counts = np.array([len(logs), len(added)])
+        squares = parts**2 / counts
+        total = squares.sum()
+        df = total**2 / (squares**2 / (counts - 1)).sum() if total > 0 else inf
+        return cls(float(np.exp(logs.mean())), float(np.sqrt(total)), float(df))
+
+    def estimate(self) -> Estimate:
+        """Give the ratio with Student's interval of its logarithm."""
+        reach = float(np.exp(stats.t.ppf((1 + LEVEL) / 2, self.df) * self.error))
+        return Estimate(self.ratio, self.ratio / reach, self.ratio * reach)

@@ -26,6 +26,7 @@ from gradvar.masking.hashing import hash_key
 from gradvar.masking.masks import Sentences, chosen_of
 from gradvar.masking.proposal import nearest
 from gradvar.masking.sets import Simple
+from gradvar.measure import sampling_order
 from gradvar.provenance import command, versions
 from gradvar.report.fit import Fit
 
@@ -46,7 +47,7 @@ class Options:
     Attributes:
         target: What is measured: ``gradient`` (true norms, dear), ``logit``, ``last-layer`` or ``loss`` (forward only).
         loss: ``variance``, ``kl`` or ``log-regression``; see :mod:`gradvar.mapnet.losses`.
-        language: Weight of the cross-entropy of the targets' tokens, which is added to it; 0 for none.
+        language: Weight of the cross-entropy of all tokens given their surroundings, which is added; 0 for none.
         epochs: Passes over the sentences, each with a fresh mask of every sentence.
         learning_rate: Of AdamW, with a linear warm-up and a cosine decay.
         weight_decay: Of AdamW.
@@ -57,7 +58,7 @@ class Options:
 
     target: str = "logit"
     loss: str = "variance"
-    language: float = 0.1
+    language: float = 0.3
     epochs: int = 8
     learning_rate: float = 4e-3
     weight_decay: float = 0.05
@@ -116,13 +117,18 @@ def fit_mapnet(
         raise GradvarError(f"--held-out {held_out}: a fit is judged on 8 sentences at least")
     available = len(objective) - held_out
     count = available if sentences is None else sentences
+    if sentences is None and count < 2 * _FEWEST:
+        raise GradvarError(
+            f"the data hold {len(objective)} sentences; a fit takes {held_out} that are held out and {2 * _FEWEST} "
+            "others at least: give more text, or lower --held-out or --max-length"
+        )
     if available < count or count < 2 * _FEWEST:
         raise GradvarError(
             f"--sentences {count} and {held_out} held out do not go into the {len(objective)} of the data, or are "
             f"fewer than {2 * _FEWEST}; give more text, or lower them"
         )
     start = time.perf_counter()
-    order = np.random.default_rng(seed).permutation(len(objective))
+    order = sampling_order(len(objective), seed)
     judged, fitted = order[:held_out], order[held_out : held_out + count]
     length = objective.corpus.max_length
     flops = encoder_flops_per_token(objective.model, length)
@@ -192,7 +198,7 @@ def _train(
             mine = torch.cat([log_scores(network, validation.rows(p.tolist()), objective.scoring) for p in parts])
             return float(variance(mine, validated, watched, validation.maskable))
 
-    curve = [(0, judge.ceiling_share(network))]
+    curve = {0: judge.ceiling_share(network)}
     best_loss, best = validate(), _copy(network)  # as it begins, it scores all positions alike
     loss_of, seen, checkpoint = _loss(options), 0, 64
     optimiser, schedule = _optimiser(network, options, (len(data) - cut) // _BATCH * options.epochs)
@@ -204,7 +210,7 @@ def _train(
             loss = loss_of(reading.log_scores, norms, observed, rows.maskable)
             if options.language:
                 tokens = table(network, objective.scoring)
-                loss = loss + options.language * language(reading.contexts, tokens, rows.ids, observed)
+                loss = loss + options.language * language(reading.contexts, tokens, rows.ids, rows.maskable)
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -213,13 +219,14 @@ def _train(
             seen += len(batch)
             steps.fitted(seen)
             if seen >= checkpoint:
-                curve.append((seen, judge.ceiling_share(network)))
+                curve[seen] = judge.ceiling_share(network)
                 checkpoint *= 2
+        curve[seen] = judge.ceiling_share(network)
         if (value := validate()) < best_loss:
             best_loss, best = value, _copy(network)
     network.load_state_dict(best)
     network.eval()
-    return [*curve, (seen, judge.ceiling_share(network))]
+    return list(curve.items())
 
 
 def _validated(sentences: int) -> int:

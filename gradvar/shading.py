@@ -11,6 +11,7 @@ from gradvar.errors import GradvarError
 from gradvar.huggingface.texts import readable, with_texts
 from gradvar.masking.masks import Sentences
 from gradvar.masking.scores import SCORES, Score
+from gradvar.measure import sampling_order
 from gradvar.provenance import command, versions
 from gradvar.report.tokens import ScoredSentence, TokenScores
 
@@ -89,7 +90,7 @@ def _sampled(objective: MaskedLM, chosen: int | Sequence[int], seed: int) -> lis
             raise GradvarError(
                 f"asked for {chosen} sentences, but the data hold {most}; lower --sentences or give more text"
             )
-        return np.random.default_rng(seed).permutation(most)[:chosen].tolist()
+        return sampling_order(most, seed)[:chosen].tolist()
     data = [int(datum) for datum in chosen]
     if not data:
         raise GradvarError("no sentence was chosen; give one at least")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from gradvar.errors import GradvarError
 from gradvar.fitting import Options, fit_mapnet
 from gradvar.huggingface.masked_lm import MaskedLM
 from gradvar.mapnet.losses import language
@@ -76,3 +77,16 @@ def test_a_fit_is_the_same_again_and_another_with_another_weight_of_language(obj
 def test_the_options_are_in_the_record(objective):
     study = fit_mapnet(objective, replace(OPTIONS, epochs=1, language=0.25), held_out=8).study
     assert (study["language"], study["learning_rate"], study["epochs"]) == (0.25, 0.01, 1)
+
+
+def test_the_curve_has_the_end_of_every_epoch_once(objective):
+    """104 sentences: 32 choose the epoch, and after 64 others a power of two and the end of an epoch meet."""
+    fit = fit_mapnet(objective, replace(OPTIONS, epochs=2), sentences=96, held_out=8)
+    assert [seen for seen, _ in fit.curve] == [0, 64, 128]
+    assert fit.ceiling_share in [share for _, share in fit.curve]
+
+
+def test_a_text_that_is_too_short_is_said_to_be(objective):
+    with pytest.raises(GradvarError) as error:
+        fit_mapnet(objective, OPTIONS, held_out=len(objective) - 30)
+    assert str(error.value).startswith(f"the data hold {len(objective)} sentences; a fit takes {len(objective) - 30}")

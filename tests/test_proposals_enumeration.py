@@ -186,6 +186,7 @@ def study_of(under: MaskedLM, row: int, gradients: dict[Set, np.ndarray]) -> Sim
     positions = torch.tensor(list(gradients))
     valid = torch.ones_like(positions, dtype=torch.bool)
     return SimpleNamespace(
+        objective=under,
         whole=SimpleNamespace(moments=SimpleNamespace(cell_norm2=norms[None])),
         sentences=under.sentences(range(len(SENTENCES)), 0).rows([row]),
         masks=Masks(positions, valid, valid / K, positions[:, 0]),

@@ -19,7 +19,7 @@ def fit_mapnet(
     contexts: Annotated[int, typer.Option(help="Contexts of the held-out gradients, 2 or more.")] = 4,
     target: Annotated[str, typer.Option(help="gradient, logit, last-layer or loss: what is learnt.")] = "logit",
     loss: Annotated[str, typer.Option(help="variance, kl or log-regression.")] = "variance",
-    language: Annotated[float, typer.Option(help="Weight of the language loss that is added; 0 for none.")] = 0.1,
+    language: Annotated[float, typer.Option(help="Weight of the language loss that is added; 0 for none.")] = 0.3,
     epochs: Annotated[int, typer.Option(help="Passes over the sentences, in fresh contexts.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = 4e-3,
     embeddings: Annotated[str | None, typer.Option(help="What it reads: model or own. [default: model]")] = None,
@@ -44,8 +44,8 @@ def fit_mapnet(
 ) -> None:
     """Fit a MAPNet to a frozen masked LM: a small network that scores positions from the unmasked sentence.
 
-    It learns from losses of masks that the model is given, forward passes only, and beside that to tell tokens from
-    their surroundings, without which it learns little more than which tokens are hard.
+    It learns from what the model makes of masks, in forward passes only (but with --target gradient), and beside that
+    to tell tokens from their surroundings, without which it learns little more than which tokens are hard.
     It is judged on held-out sentences: rank correlation with the gradient norms, the share of the variance removed by
     the oracle that it captures, and the share of what position weights can remove at best.
     """

@@ -38,7 +38,8 @@ def position(norms: np.ndarray, maskable: np.ndarray, counts: np.ndarray) -> np.
         counts: ``[N]`` targets of a mask, ``k``.
 
     Returns:
-        ``[N]``; it can come out negative.
+        ``[N]``; it can come out negative. 0 where ``k = T``; elsewhere, too, probabilities are at most one, which
+        ``f_i`` may ask to pass: what can be reached is less then.
     """
     contexts, totals = len(norms), maskable.sum(axis=1)
     squares = np.where(maskable, norms, 0.0) ** 2
@@ -48,7 +49,8 @@ def position(norms: np.ndarray, maskable: np.ndarray, counts: np.ndarray) -> np.
 
     deleted = [squared_mean(np.delete(squares, context, axis=0)) for context in range(contexts)]
     corrected = contexts * squared_mean(squares) - (contexts - 1) * np.mean(deleted, axis=0)
-    return (squares.mean(axis=0).sum(axis=1) / totals - corrected) / counts
+    removed = (squares.mean(axis=0).sum(axis=1) / totals - corrected) / counts
+    return np.where(totals > counts, removed, 0.0)
 
 
 def main_effects(inner: np.ndarray, overlaps: np.ndarray, totals: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -62,6 +62,7 @@ class Scoring:
 
     def at_targets(self, quantity: Quantity, sentences: Sentences) -> Tensor:
         """Measure every position as a target; see :class:`~gradvar.masking.scores.Task`."""
+        self._check(quantity)
         rows = []
         for row, (key, count) in enumerate(zip(sentences.keys.tolist(), sentences.counts.tolist(), strict=True)):
             if (quantity, key, count) not in self._known:
@@ -89,7 +90,13 @@ class Scoring:
         batch = self.objective.corrupted(sentences, masks)
         if quantity == "gradient":
             return self._norms(_single_targets(batch)).view(masks.positions.shape)
+        self._check(quantity)
         return self._measured(batch)[quantity]
+
+    def _check(self, quantity: Quantity) -> None:
+        model = self.objective.model
+        if quantity == "last-layer" and _decoder(model) is None:
+            raise GradvarError(f"{type(model).__name__} names no output embeddings; there is no last layer to score by")
 
     def norms_of_sets(self, sentences: Sentences) -> SetScores:
         """Return a function that measures gradient norms of whole cells; see :class:`~gradvar.masking.scores.Task`."""
@@ -143,23 +150,23 @@ class Scoring:
         return {name: _by_position(values, positions, shape) for name, values in self._measured(batch).items()}
 
     def _measured(self, batch: dict[str, Tensor]) -> dict[Quantity, Tensor]:
-        """``[cells, targets]`` of all that takes no gradient."""
-        found: dict[Quantity, list[Tensor]] = {"loss": [], "logit": [], "last-layer": []}
+        """``[cells, targets]`` of all that takes no gradient; ``last-layer`` where the model names its decoder."""
+        found: dict[Quantity, list[Tensor]] = {"loss": [], "logit": []}
         with torch.no_grad():
             for part in _chunks(batch, self._at_once):
                 with _hidden_states(self.objective.model) as hidden:
                     logits = self.objective.logits(part)
-                states = hidden[-1]
-                if states.shape[1] != logits.shape[1]:
-                    rows = torch.arange(len(states), device=states.device).unsqueeze(1)
-                    states = states[rows, part["target_positions"]]
                 log_p = F.log_softmax(logits, dim=-1)  # as precise as the model: in float64 it takes twice as long
                 target = part["target_ids"].unsqueeze(-1)
                 loss = -log_p.gather(-1, target)
                 error = log_p.exp_().scatter_add_(-1, target, torch.full_like(loss, -1.0)).norm(dim=-1)
                 found["loss"].append(loss.squeeze(-1).double())
                 found["logit"].append(error.double())
-                found["last-layer"].append(error.double() * states.double().norm(dim=-1))
+                for states in hidden[-1:]:
+                    if states.shape[1] != logits.shape[1]:
+                        rows = torch.arange(len(states), device=states.device).unsqueeze(1)
+                        states = states[rows, part["target_positions"]]
+                    found.setdefault("last-layer", []).append(error.double() * states.double().norm(dim=-1))
         return {name: torch.cat(values) for name, values in found.items()}
 
     def _gradients(self, sentence: Sentences) -> Tensor:
@@ -235,14 +242,20 @@ def _by_position(values: Tensor, positions: Tensor, length: int) -> Tensor:
     return (sums / counts.clamp(min=1)).sqrt()
 
 
+def _decoder(model: nn.Module) -> nn.Module | None:
+    """The layer that makes logits of hidden states, if the model tells."""
+    named: Any = getattr(model, "get_output_embeddings", lambda: None)
+    decoder: nn.Module | None = named()
+    return decoder
+
+
 @contextmanager
 def _hidden_states(model: nn.Module) -> Iterator[list[Tensor]]:
     # Yields the list that the decoder's inputs will be put into.
-    named: Any = getattr(model, "get_output_embeddings", lambda: None)
-    decoder = named()
-    if decoder is None:
-        raise GradvarError(f"{type(model).__name__} names no output embeddings; there is no last layer to score by")
     seen: list[Tensor] = []
+    if (decoder := _decoder(model)) is None:
+        yield seen
+        return
     handle = decoder.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try:
         yield seen

@@ -22,8 +22,6 @@ from gradvar.masking.scores import positive
 
 EXPONENTS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 EPSILONS = (0.0, 0.05, 0.1, 0.2, 0.5)
-TOLERATED = 0.02
-"""Second moment over uniform's, less one, that the upper end of the interval may reach."""
 _FEWEST = 4  # sentences, two a half: an interval needs a spread
 
 
@@ -73,7 +71,7 @@ class Calibration(Candidate):
         if self.fell_back:
             return (
                 f"The scores are not used: their best power, {t.exponent:g}{mixed}, has a second moment {found}, and "
-                f"the interval reaches over {1 + TOLERATED:g}."
+                "the interval reaches 1."
             )
         return f"The scores to the power {t.exponent:g}{mixed} have a second moment {found}."
 
@@ -92,8 +90,8 @@ def calibrate(
     end is smallest is chosen; uniform masks, whose ratio is one without an interval, are among the candidates. The
     smallest of many noisy ends is too good to be true (the winner's curse), so that half is never reported: ratio and
     interval are those of the odd half, where there was nothing to choose. The interval is honest for that one
-    candidate; that another one would have been better still is not excluded. If its upper end is over 1.02, masks stay
-    uniform.
+    candidate; that another one would have been better still is not excluded. If its upper end is not below one, masks
+    stay uniform.
 
     Args:
         log_scores: A ``[T]`` array a sentence: log scores of its maskable positions. Sentences are independent, in an
@@ -126,7 +124,7 @@ def calibrate(
     grid = ((a, e) for a in exponents if a != 0 for e in epsilons)
     best = min((candidate(*pair, choosing) for pair in ((0.0, 0.0), *grid)), key=lambda found: found.high)
     tried = candidate(best.exponent, best.epsilon, judging)
-    fell_back = tried.exponent == 0 or tried.high > 1 + TOLERATED
+    fell_back = tried.exponent == 0 or not tried.high < 1
     used = Candidate(0.0, 0.0, 1.0, 1.0, 1.0) if fell_back else tried
     return Calibration(**vars(used), fell_back=fell_back, tried=tried, sentences=int(judging.sum()))
 

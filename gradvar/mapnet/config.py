@@ -115,7 +115,9 @@ def default_config(
         GradvarError: If not even the smallest MAPNet is as cheap, or no network can have this shape.
     """
     for width in [shape["width"]] if "width" in shape else _WIDTHS:
-        heads = next(n for n in range(max(1, width // 32), 0, -1) if width % n == 0)
+        heads = shape.get("heads") or next(n for n in range(max(1, width // 32), 0, -1) if width % n == 0)
+        if "width" not in shape and width % heads:
+            continue
         settled: dict[str, Any] = {"width": width, "heads": heads} | shape
         config = MapNetConfig(vocabulary, input_width, **settled)
         if "width" in shape or flops_per_token(config, max_length) <= AFFORDABLE * encoder_flops_per_token:

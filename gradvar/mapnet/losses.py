@@ -147,23 +147,24 @@ def check_mixing(epsilon: float, cap: float | None) -> None:
         raise GradvarError(f"the variance loss cannot cap weights at {cap:g}; give a number from 1 up")
 
 
-def language(contexts: Tensor, table: Tensor, ids: Tensor, observed: Tensor) -> Tensor:
-    """Cross-entropy of a token given its surroundings, ``mean_{i observed} -log softmax_v(<c_i, e_v>)[x_i]``, in nats.
+def language(contexts: Tensor, table: Tensor, ids: Tensor, asked: Tensor) -> Tensor:
+    """Cross-entropy of a token given its surroundings, ``mean_i -log softmax_v(<c_i, e_v>)[x_i]``, in nats.
 
     A help beside the others: one norm a target says little about what makes tokens surprising, the token itself says
-    much. Minimised by ``<c_i, e_v> = log P(v | surroundings)`` up to a constant a context, where that can be had.
+    much. As no context sees its own token, every position can be asked at once, masked or not. Minimised by ``<c_i, e_v>
+    = log P(v | surroundings)`` up to a constant a context, where that can be had.
 
     Args:
         contexts: ``[rows, positions, width]``, ``c_i``.
         table: ``[vocabulary, width]``, the embeddings ``e_v``.
-        ids: ``[rows, positions]``, the tokens ``x_i``; anything where not observed.
-        observed: ``[rows, positions]`` bool.
+        ids: ``[rows, positions]``, the tokens ``x_i``; anything where not asked.
+        asked: ``[rows, positions]`` bool, the positions that count.
 
     Returns:
-        The loss; zero where nothing was observed.
+        The loss; zero where nothing was asked.
     """
-    logits = F.linear(contexts[observed], table.to(contexts.dtype))
-    return F.cross_entropy(logits, ids[observed], reduction="sum") / max(1, len(logits))
+    logits = F.linear(contexts[asked], table.to(contexts.dtype))
+    return F.cross_entropy(logits, ids[asked], reduction="sum") / max(1, len(logits))
 
 
 LOSSES: dict[str, Loss] = {"log-regression": log_regression, "kl": kl, "variance": variance}

@@ -27,6 +27,7 @@ FILE = "file="
 LATER = ("mapnet", "mapnet-permuted")
 """Scores that need a fitted network."""
 _UNIFORM, _SIMPLE = Uniform(), Simple()
+_MOST = 1000  # of candidates, masks or positions
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class _Kind:
 def _count(least: int) -> Callable[[str], int]:
     def read(text: str) -> int:
         value = int(text)
-        if value < least:
+        if not least <= value <= _MOST:
             raise ValueError
         return value
 
@@ -111,11 +112,11 @@ _DESIGNS: dict[str, _Kind] = {
     "simple": _Kind(Simple, mixes=False),
     "midzuno": _Kind(Midzuno),
     "conditional-poisson": _Kind(ConditionalPoisson, "alpha", _number, "a number"),
-    "pool": _Kind(Pool, "candidates", _count(1), "a number of candidates, 1 or more"),
+    "pool": _Kind(Pool, "candidates", _count(1), f"a number of candidates, 1 to {_MOST}"),
     "pps": _Kind(PPS, "method", _method, "conditional-poisson or systematic"),
-    "disjoint": _Kind(Disjoint, "masks", _count(2), "a number of masks, 2 or more", mixes=False),
+    "disjoint": _Kind(Disjoint, "masks", _count(2), f"a number of masks, 2 to {_MOST}", mixes=False),
     "hard": _Kind(Hard),
-    "span": _Kind(Span, "length", _count(1), "a number of positions, 1 or more"),
+    "span": _Kind(Span, "length", _count(1), f"a number of positions, 1 to {_MOST}"),
     "whole-word": _Kind(WholeWord),
 }
 

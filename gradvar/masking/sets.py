@@ -75,6 +75,38 @@ class SetDesign(ABC):
         mixed_in = torch.full_like(log_weight, self.epsilon)
         return -torch.logaddexp(torch.log1p(-mixed_in) - log_weight, mixed_in.log())
 
+    def mean_square(self, sentences: Sentences, scores: Tensor, keys: Tensor) -> Tensor:
+        """Estimate ``E_q w^2 = E_p w``, whose inverse is the effective sample size of the weights.
+
+        From uniform masks: among draws of ``q`` itself, sets of large weight are too rare to be seen.
+
+        Args:
+            sentences: Whose sets.
+            scores: ``[rows, positions]``.
+            keys: ``[rows, draws]`` of the masks.
+
+        Returns:
+            ``[rows]`` float64.
+        """
+        log_weight = self.log_weight(sentences, scores, *uniform_masks(sentences, keys))
+        return log_weight.exp().view(keys.shape).mean(dim=1)
+
+    def largest(self, sentences: Sentences, scores: Tensor) -> Tensor:
+        """Compute the largest weight that a set can have: that of the lowest scores, or of the highest.
+
+        Args:
+            sentences: Whose sets.
+            scores: ``[rows, positions]``.
+
+        Returns:
+            ``[rows]`` float64.
+        """
+        ends = [(sign * scores).masked_fill(~sentences.maskable, torch.inf).argsort(dim=1) for sign in (1, -1)]
+        width = int(sentences.counts.max())
+        valid = torch.arange(width, device=scores.device) < sentences.counts.unsqueeze(1)
+        logs = [self.log_weight(sentences, scores, end[:, :width], valid) for end in ends]
+        return torch.stack(logs).amax(dim=0).exp()
+
     def inclusion(self, sentences: Sentences, scores: Tensor) -> Tensor:
         """Compute inclusion probabilities; see :class:`Design`."""
         return mix(self._inclusion(sentences, scores), sentences, self.epsilon)
@@ -155,6 +187,18 @@ class ConditionalPoisson(SetDesign):
                 f"conditional-poisson cannot raise scores to the power {self.alpha:g}; give -{STEEPEST:g} to "
                 f"{STEEPEST:g}"
             )
+
+    def mean_square(self, sentences: Sentences, scores: Tensor, keys: Tensor) -> Tensor:
+        """Compute ``e_k(o) e_k(1/o) / C(T, k)^2``, the weight of any set times its weight under inverse scores.
+
+        With ``epsilon`` no weight is over ``1/epsilon``, and uniform masks tell; see :meth:`SetDesign.mean_square`.
+        """
+        if self.epsilon:
+            return super().mean_square(sentences, scores, keys)
+        mask = uniform_masks(sentences, keys[:, :1])
+        inverse = torch.where(sentences.maskable, 1 / scores, 0.0)
+        logs = [self.log_weight(sentences, each, *mask) for each in (scores, inverse)]
+        return (logs[0] + logs[1]).exp()
 
     def _table(self, sentences: Sentences, scores: Tensor) -> conditional_poisson.ConditionalPoisson:
         alpha = 1 / sentences.counts.double() if self.alpha is None else torch.full_like(scores[:, 0], self.alpha)

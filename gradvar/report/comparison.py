@@ -34,12 +34,13 @@ class Row:
         mse_ratio: Their sum: the mean squared error of one draw.
         mse_ratio_at_batch: The same for the average over a batch, in which the bias stays as it is.
         ess: Effective sample size of the weights, ``(sum w)^2 / (n sum w^2)``.
-        max_weight: Largest weight that was seen, in units of a uniform draw's.
+        max_weight: Largest weight, in units of a uniform draw's: that there can be under set designs and ``pps``, of
+            what was seen under others.
         cost_ratio: Cost of a draw: scoring, drawing, forward and backward.
         cost_ratio_without_scoring: The same with scores for nothing.
         efficiency: ``MSE_uniform cost_uniform / (MSE cost)`` of one draw, the data's variance included.
         efficiency_at_batch: The same for a batch.
-        efficiency_without_scoring: The same as ``efficiency``, with scores for nothing.
+        efficiency_without_scoring: The same for a batch, with scores for nothing.
         cosine: Of the angle between the expected gradients.
         batch_gain: Factor by which a small uniform batch must grow to be as well aligned, at equal cost.
         batch_gain_at_batch: The same for the batch asked for.

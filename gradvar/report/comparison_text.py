@@ -18,7 +18,6 @@ CEILINGS = {
     "position": "weighting single positions",
     "stratification": "disjoint masks",
 }
-ERRORS = "Beside uniform masks: variance and squared bias over their mask variance"
 
 
 def comparison_summary(result: Comparison) -> str:
@@ -32,7 +31,7 @@ def render_comparison(result: Comparison) -> RenderableType:
     parts: list[RenderableType] = [Text(comparison_headline(result), style="bold")]
     parts += [Text(str(source), style="dim")] if source else []
     parts += [Text(""), *(Text(line) for line in ceiling_lines(result)), Text("")]
-    parts += [Text(ERRORS)]
+    parts += [Text(line) for line in errors_caption(result)]
     parts += [_error_table(result), Text("")]
     parts += [Text(gains_caption(result))]
     parts += [_gain_table(result), Text("")]
@@ -77,6 +76,15 @@ def gain_rows(result: Comparison) -> list[tuple[str, ...]]:
     ]
 
 
+def errors_caption(result: Comparison) -> list[str]:
+    """Head the table of errors."""
+    several = any(row.design.startswith("disjoint") for row in result.proposals)
+    return [
+        "Beside uniform masks: variance and squared bias over their mask variance",
+        *(["(disjoint:K: of K masks together, over that of K independent ones)"] if several else []),
+    ]
+
+
 def gains_caption(result: Comparison) -> str:
     """Head the table of gains."""
     return "Gain at equal cost, of alignment and by mean squared error (over 1: better)"
@@ -93,12 +101,18 @@ def ceiling_lines(result: Comparison) -> list[str]:
 def verdicts(result: Comparison) -> list[str]:
     """Say in words what pays."""
     lines = []
-    better = [row for row in result.proposals if _above_one(row.batch_gain_at_batch)]
+    better, by_error = clearly_better(result)
     if better:
-        best = max(better, key=lambda row: row.batch_gain_at_batch.estimate or 0.0)
-        lines.append(f"Best at equal cost: {best.proposal}, worth {best.batch_gain_at_batch} times the batch.")
+        lines.append(
+            f"Best at equal cost: {better[0].proposal}, worth {better[0].batch_gain_at_batch} times the batch."
+        )
+    elif by_error:
+        lines.append("No proposal is clearly better aligned than uniform masks at equal cost.")
     else:
         lines.append("No proposal is clearly better than uniform masks at equal cost.")
+    if by_error:
+        gains = ", ".join(f"{row.proposal} (worth {row.efficiency_at_batch} times the batch)" for row in by_error)
+        lines.append(f"By mean squared error alone, alignment not telling: {gains}.")
     small = [row for row in result.proposals if _above_one(row.batch_gain) and row not in better]
     if small:
         lines.append(f"Better for small batches alone: {', '.join(row.proposal for row in small)}.")
@@ -111,6 +125,16 @@ def verdicts(result: Comparison) -> list[str]:
         best_masks = result.disjoint.masks
         lines.append(f"Disjoint masks {pays}: V_data + Cov = {balance}, best K = {best_masks}.")
     return lines
+
+
+def clearly_better(result: Comparison) -> tuple[list[Row], list[Row]]:
+    """List what beats uniform masks in the batch asked for: by alignment, and by the error alone; the best first."""
+    aligned = [row for row in result.proposals if _above_one(row.batch_gain_at_batch)]
+    by_error = [row for row in result.proposals if _above_one(row.efficiency_at_batch) and row not in aligned]
+    return (
+        sorted(aligned, key=lambda row: -(row.batch_gain_at_batch.estimate or 0.0)),
+        sorted(by_error, key=lambda row: -(row.efficiency_at_batch.estimate or 0.0)),
+    )
 
 
 def _scored(row: Row) -> bool:

@@ -39,7 +39,8 @@ class Fit:
         captured_share: The same over what the oracle's scores remove.
         calibrated_ceiling_share: Of the calibrated proposal, on sentences that had no part in its choice.
         others: Ceiling shares of scores that need no network, and of the oracle.
-        curve: ``(sentences seen, ceiling share)`` through the fit; the last is of the epoch that was kept.
+        curve: ``(sentences seen, ceiling share)`` through the fit: at powers of two, and at the end of every epoch, one
+            of which was kept.
         study: What was asked for.
         provenance: What ran.
     """

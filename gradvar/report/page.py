@@ -15,11 +15,11 @@ from markupsafe import Markup
 
 from gradvar.report.comparison import Comparison
 from gradvar.report.comparison_text import (
-    ERRORS,
     ceiling_lines,
     comparison_headline,
     comparison_notes,
     error_rows,
+    errors_caption,
     gain_rows,
     gains_caption,
     verdicts,
@@ -221,7 +221,11 @@ def _ceilings(result: Comparison) -> Table:
 
 
 def _errors(result: Comparison) -> Table:
-    return Table(ERRORS, ("proposal", "variance [95 %]", "bias²", "largest weight"), tuple(error_rows(result)))
+    return Table(
+        " ".join(errors_caption(result)),
+        ("proposal", "variance [95 %]", "bias²", "largest weight"),
+        tuple(error_rows(result)),
+    )
 
 
 def _gains(result: Comparison) -> Table:

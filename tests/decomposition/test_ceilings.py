@@ -149,6 +149,12 @@ def test_position_weights_are_exact_where_norms_do_not_vary_over_contexts(contex
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+def test_there_is_nothing_to_weigh_where_all_positions_are_targets():
+    norms = np.random.default_rng(0).lognormal(size=(3, 2, 4))
+    found = ceilings.position(norms, np.ones((2, 4), dtype=bool), np.array([4, 3]))
+    assert found[0] == 0 != found[1]
+
+
 @pytest.mark.parametrize("contexts", [2, 4])
 def test_the_jackknife_takes_most_of_the_bias_of_few_contexts(contexts):
     """Lognormal norms, 20,000 sentences of 6 positions: the bias falls to less than half, by 4 standard errors."""

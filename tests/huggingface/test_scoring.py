@@ -240,6 +240,7 @@ def test_a_model_that_names_no_decoder_is_refused(monkeypatch):
     monkeypatch.setattr(objective.model, "get_output_embeddings", lambda: None)
     with pytest.raises(GradvarError, match="BertForMaskedLM names no output embeddings"):
         objective.scoring.at_targets("last-layer", objective.sentences(DATA, 0))
+    assert (objective.scoring.at_targets("loss", objective.sentences(DATA, 0)) > 0).any()
 
 
 def test_what_else_a_score_may_ask_for():

@@ -138,18 +138,18 @@ def test_a_choice_that_is_not_confirmed_falls_back():
     assert found.fell_back
     assert (found.exponent, found.epsilon, found.ratio, found.low, found.high) == (0.0, 0.0, 1.0, 1.0, 1.0)
     assert found.tried.exponent == 1.0
-    assert 1.02 < found.tried.low < found.tried.ratio < found.tried.high
+    assert 1 < found.tried.low < found.tried.ratio < found.tried.high
 
 
-@pytest.mark.parametrize(("odd", "fell_back"), [(0.0, False), (-0.02, False), (-0.1, True)])
-def test_two_per_cent_are_tolerated(odd, fell_back):
-    """The odd half's scores are useless, slightly harmful, or harmful; the interval has next to no width."""
+@pytest.mark.parametrize(("odd", "fell_back"), [(0.1, False), (-0.02, True), (-0.1, True)])
+def test_no_harm_is_tolerated(odd, fell_back):
+    """The odd half's scores are of some use, slightly harmful, or harmful; the interval has next to no width."""
     one = norms(1)[0]
     f = [one] * 40
     log_scores = [np.log(one) * (1 if i % 2 == 0 else odd) for i in range(40)]
     found = calibrate(log_scores, [x**2 for x in f], counts(f), exponents=(0.0, 1.0), epsilons=(0.0,))
     assert found.tried.exponent == 1.0
-    assert found.fell_back == fell_back == (found.tried.high > 1.02)
+    assert found.fell_back == fell_back == (found.tried.high > 1)
     assert found.exponent == (0.0 if fell_back else 1.0)
 
 
@@ -158,7 +158,7 @@ def test_the_interval_has_to_confirm_not_the_ratio():
     f = norms(40)
     log_scores = [np.log(x) * (-1 if i % 20 == 19 else 1) for i, x in enumerate(f)]
     found = calibrate(log_scores, [x**2 for x in f], counts(f))
-    assert found.tried.ratio < 1 < 1.02 < found.tried.high
+    assert found.tried.ratio < 1 < found.tried.high
     assert found.fell_back
 
 
@@ -180,7 +180,7 @@ def test_an_interval_that_cannot_be_had_is_no_gain():
         ((0.5, 0.05, 1.0, 0.9, 1.1), True,
          "The scores are not used: their best power, 0.5 mixed with 5% of uniform, has a second moment 1 (95 % "
          "interval 0.9 to 1.1) times that of uniform masks on 30 sentences that had no part in the choice, and the "
-         "interval reaches over 1.02."),
+         "interval reaches 1."),
     ],
 )  # fmt: skip
 def test_it_is_said_in_words(tried, fell_back, words):

@@ -75,6 +75,11 @@ def test_a_given_width_costs_what_it_costs():
     assert default_config(100, 64, 5000.0, 128, width=100, heads=5).heads == 5
 
 
+def test_given_heads_choose_among_the_widths_that_they_can_share():
+    found = default_config(100, 64, 1e9, 128, heads=3)
+    assert (found.width, found.heads) == (192, 3)
+
+
 def test_an_encoder_too_small_for_any():
     with pytest.raises(GradvarError) as error:
         default_config(100, 64, 5000.0, 128)

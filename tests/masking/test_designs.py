@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradvar.errors import GradvarError
+from gradvar.masking.hashing import hash_key
 from gradvar.masking.sets import ConditionalPoisson, Disjoint, Pool, check_fits
 from tests.masking.enumeration import (
     DESIGNS,
@@ -112,6 +113,21 @@ def test_epsilon_bounds_the_weights_of_sets(name, epsilon):
         assert max(weights.values()) <= -math.log(epsilon) + 1e-12
         if epsilon == 1:
             assert max(map(abs, weights.values())) <= 1e-12  # a uniform design
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("name", "epsilon"), SET_SETTINGS)
+def test_the_spread_of_the_weights_of_sets(name, epsilon, kind):
+    """The largest is that of all subsets; `E_q w^2` is exact for conditional Poisson, and else within 4 errors."""
+    design, scores, draws = design_of(name, epsilon), scores_of(kind), 2000
+    keys = hash_key(5, torch.arange(len(ROWS)).unsqueeze(1), torch.arange(draws))
+    square, largest = design.mean_square(SENTENCES, scores, keys), design.largest(SENTENCES, scores)
+    for row, logs in log_weights(name, epsilon, kind).items():
+        weights = np.exp(list(logs.values()))
+        assert math.isclose(largest[row], weights.max(), rel_tol=1e-9)
+        exact = name.startswith("conditional") and not epsilon
+        within = 1e-9 * weights.mean() if exact else 4 * weights.std() / math.sqrt(draws) + 1e-9
+        assert abs(square[row] - weights.mean()) < within
 
 
 def test_the_weights_that_epsilon_bounds_were_larger():

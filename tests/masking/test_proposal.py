@@ -94,10 +94,10 @@ SCORE_NAMES = "uniform, oracle, logit, last-layer, loss, frequency, mapnet, mapn
             (f"loss/{name}:{value}", f"'loss/{name}:{value}': {name} takes {wants}, not '{value}'")
             for name, wants, values in (
                 ("conditional-poisson", "a number", ("x", "nan", "inf")),
-                ("pool", "a number of candidates, 1 or more", ("0", "1.5", "x")),
+                ("pool", "a number of candidates, 1 to 1000", ("0", "1.5", "x", "1001")),
                 ("pps", "conditional-poisson or systematic", ("poisson",)),
-                ("disjoint", "a number of masks, 2 or more", ("1", "x")),
-                ("span", "a number of positions, 1 or more", ("0", "-3")),
+                ("disjoint", "a number of masks, 2 to 1000", ("1", "x", "9" * 20)),
+                ("span", "a number of positions, 1 to 1000", ("0", "-3", "9" * 20)),
             )
             for value in values
         ),
