@@ -8,7 +8,8 @@ other sentences, and the ceiling share as measured by the comparison. One seed (
 sentences. Twice: for the embedded checkpoint, and for the one trained further (scripts/train_demo_checkpoint.py). TRAIN
 and VALID are English Wikipedia; the encoder was trained on TRAIN, the MAPNet was fitted to other sentences of it.
 
-    gradvar fit-mapnet --checkpoint CHECKPOINT --data TRAIN --epochs 1 --held-out 48 --contexts 8 --out fit-NAME
+    gradvar fit-mapnet --checkpoint CHECKPOINT --data TRAIN --sentences 65536 --epochs 1 --held-out 48 --contexts 8 \
+        --out fit-NAME
     gradvar compare --checkpoint CHECKPOINT --data VALID --sentences 48 --contexts 8 --mapnet-dir fit-NAME \
         --out compare-NAME
     python scripts/field.py --reports . --out docs/field.md        # of NAMEs embedded and further

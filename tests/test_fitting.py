@@ -90,3 +90,11 @@ def test_a_text_that_is_too_short_is_said_to_be(objective):
     with pytest.raises(GradvarError) as error:
         fit_mapnet(objective, OPTIONS, held_out=len(objective) - 30)
     assert str(error.value).startswith(f"the data hold {len(objective)} sentences; a fit takes {len(objective) - 30}")
+
+
+def test_every_position_is_asked_for_its_token(objective, monkeypatch):
+    asked = []
+    monkeypatch.setattr("gradvar.fitting.language", lambda *args: asked.append(args[3].sum(dim=1)) or language(*args))
+    fit_mapnet(objective, replace(OPTIONS, epochs=1), sentences=96, held_out=8)
+    assert len(asked) == 8
+    assert (torch.cat(asked) == 10).all()

@@ -151,8 +151,8 @@ def language(contexts: Tensor, table: Tensor, ids: Tensor, asked: Tensor) -> Ten
     """Cross-entropy of a token given its surroundings, ``mean_i -log softmax_v(<c_i, e_v>)[x_i]``, in nats.
 
     A help beside the others: one norm a target says little about what makes tokens surprising, the token itself says
-    much. As no context sees its own token, every position can be asked at once, masked or not. Minimised by ``<c_i, e_v>
-    = log P(v | surroundings)`` up to a constant a context, where that can be had.
+    much. As no context sees its own token, every position can be asked at once, masked or not. Minimised by
+    ``<c_i, e_v> = log P(v | surroundings)`` up to a constant a context, where that can be had.
 
     Args:
         contexts: ``[rows, positions, width]``, ``c_i``.
