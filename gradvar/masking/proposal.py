@@ -199,9 +199,10 @@ def _score(text: str, name: str, more: Mapping[str, Score]) -> Score:
     if not mark:
         return score
     try:
-        return Power(score, _number(exponent))
+        power = _number(exponent)
     except ValueError:
         raise GradvarError(f"'{text}': the exponent '{exponent}' is not a number; write {GRAMMAR}") from None
+    return Power(score, power)
 
 
 def _is_number(text: str) -> bool:

@@ -44,8 +44,10 @@ def mse_figure(result: Comparison) -> Figure:
     axes.set_xlim(0, end)
     axes.set_yticks(range(len(rows)), [row.proposal for row in rows], fontsize=8)
     several = any(row.design.startswith("disjoint") for row in rows)
-    independent = " (disjoint: K masks over K independent ones)" if several else ""
-    axes.set_xlabel(f"mean squared error of one draw over uniform masks' variance{independent}, 95 % interval")
+    independent = "\n(disjoint:K: of K masks together, over that of K independent ones)" if several else ""
+    axes.set_xlabel(
+        f"mean squared error of one draw over the mask variance of uniform masks, 95 % interval{independent}"
+    )
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
     axes.set_title(_error_title(result), fontsize=10, loc="left", wrap=True)
     return figure
@@ -111,8 +113,8 @@ def _error_title(result: Comparison) -> str:
     if not clear:
         return "No proposal has a clearly smaller error than uniform masks"
     best = min(clear, key=lambda row: row.mse_ratio.estimate or 1.0)
-    beside = "of as many independent uniform masks" if best.design.startswith("disjoint") else "of a uniform mask"
-    return f"{best.proposal} has the smallest error: {best.mse_ratio.estimate:.2f} of that {beside}"
+    beside = "as many independent masks" if best.design.startswith("disjoint") else "a uniform mask"
+    return f"{best.proposal} has the smallest error: {best.mse_ratio.estimate:.2f} times that of {beside}"
 
 
 def _gain_title(result: Comparison) -> str:

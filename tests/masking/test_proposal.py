@@ -121,6 +121,7 @@ SCORE_NAMES = "uniform, oracle, logit, last-layer, loss, frequency, mapnet, mapn
             )
             for name in ("mapnet", "mapnet-permuted")
         ),
+        ("loss^99/pps", "a score cannot be raised to the power 99; give -16 to 16"),
         ("loss/simple", "'loss/simple': simple takes the uniform score only"),
         ("uniform^2/simple", "'uniform^2/simple': simple takes the uniform score only"),
         ("loss/disjoint:3", "'loss/disjoint:3': disjoint takes the uniform score only"),
