@@ -1,17 +1,17 @@
 r"""Write the tables of docs/field.md from the reports of `gradvar compare` and `gradvar fit-mapnet`.
 
-Pre-stated. Compared, on the same 48 held-out sentences of English Wikipedia with 8 masks each at 15 %: the default
+Pre-stated. Compared, on the same 48 held-out sentences of English Wikipedia with 16 masks each at 15 %: the default
 field of proposals and those of a fitted MAPNet, by variance and squared bias over uniform masks' mask variance,
 effective sample size and largest weight, cost, and batch gain at equal cost for small batches and for 256 sentences;
 and the three ceilings. Of the MAPNet: ceiling share and captured share, predicted from the true gradient norms of 48
-other sentences, and the ceiling share as measured by the comparison. One seed (0) each; intervals (95 %) are over
-sentences. Twice: for the embedded checkpoint, and for the one trained further (scripts/train_demo_checkpoint.py). TRAIN
-and VALID are English Wikipedia; the encoder was trained on TRAIN, the MAPNet was fitted to other sentences of it.
+sentences of TRAIN that it was not fitted to, and the ceiling share as measured by the comparison. One seed (0) each;
+intervals (95 %) are over sentences. Twice: for the embedded checkpoint, and for the one trained further
+(scripts/train_demo_checkpoint.py). TRAIN and VALID are English Wikipedia; the encoder was trained on all of TRAIN.
 
     gradvar fit-mapnet --checkpoint CHECKPOINT --data TRAIN --sentences 65536 --epochs 1 --held-out 48 --contexts 8 \
         --out fit-NAME
-    gradvar compare --checkpoint CHECKPOINT --data VALID --sentences 48 --contexts 8 --mapnet-dir fit-NAME \
-        --out compare-NAME
+    gradvar compare --checkpoint CHECKPOINT --data VALID --sentences 48 --masks 16 --contexts 8 \
+        --mapnet-dir fit-NAME --out compare-NAME
     python scripts/field.py --reports . --out docs/field.md        # of NAMEs embedded and further
 """
 
