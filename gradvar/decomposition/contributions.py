@@ -12,6 +12,7 @@ from gradvar.decomposition.intervals import LEVEL, effective_df, jackknife_inter
 
 Function = Callable[[np.ndarray], float]
 FEW = "an interval needs more draws of data"
+_WIDEST = float(np.log(1e3))  # of an interval on the logarithmic scale, either way: beyond it nothing is known
 
 
 def of_means(function: Function, contributions: np.ndarray) -> Estimate:
@@ -45,7 +46,7 @@ def positive_of_means(
         log_error: Standard error of the logarithm from elsewhere, such as timing; independent of the data.
 
     Returns:
-        The estimate; "not resolved" where a part is not positive, or the interval has no end.
+        The estimate; "not resolved" where a part is not positive, or the interval reaches over a factor of 1000.
     """
     for name, value in parts.items():
         if not value > 0:
@@ -68,7 +69,6 @@ def positive_of_means(
     pseudo = count * full - (count - 1) * replicates
     error = float(np.hypot(pseudo.std(ddof=1) / np.sqrt(count), log_error))
     half = float(stats.t.ppf((1 + LEVEL) / 2, effective_df(pseudo))) * error
-    low, high = np.exp(full - half), np.exp(full + half)
-    if not np.isfinite(high):
-        return unresolved("the interval has no upper end at this study size; take more sentences", float(low))
-    return Estimate(value, float(low), float(high))
+    if not half <= _WIDEST:
+        return unresolved("its interval reaches over three orders of magnitude either way; take more sentences")
+    return Estimate(value, float(np.exp(full - half)), float(np.exp(full + half)))
