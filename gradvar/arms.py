@@ -221,6 +221,11 @@ def is_measured(score: Score) -> bool:
     return isinstance(_base(score), AtTargets)
 
 
+def _by_true_norms(proposal: Proposal) -> bool:
+    """Whether candidates are chosen by the norms of their own gradients."""
+    return isinstance(proposal.design, Pool) and is_oracle(proposal.score)
+
+
 def is_oracle(score: Score) -> bool:
     """Whether a score is the oracle, or a power of it."""
     base = _base(score)
@@ -309,7 +314,7 @@ def time_drawing(study: Study, proposal: Proposal, scores: Tensor) -> np.ndarray
     for round_ in range(_ROUNDS + 1):
         keys = hash_key(_STREAM + round_, sentences.keys).unsqueeze(1)
         start = time.perf_counter()
-        if isinstance(proposal.design, Pool):  # the oracle's candidates cost what scoring costs
+        if _by_true_norms(proposal):  # of the candidates: their passes are counted as scoring
             proposal.design.draw(sentences, scores, keys)
         else:
             proposal.draw(sentences, scores, keys, objective.scoring)
@@ -347,7 +352,8 @@ def time_scoring(study: Study, proposal: Proposal, passes: np.ndarray) -> np.nda
     Returns:
         ``[rounds]`` seconds.
     """
-    if isinstance(proposal.design, Pool) and is_oracle(proposal.score):
+    if _by_true_norms(proposal):
+        assert isinstance(proposal.design, Pool)
         return proposal.design.candidates * passes
     objective = study.objective.under(proposal)
     sentences = objective.sentences(study.measured.data.tolist(), study.seed)
@@ -365,6 +371,6 @@ def time_scoring(study: Study, proposal: Proposal, passes: np.ndarray) -> np.nda
 
 
 def score_key(proposal: Proposal) -> tuple[int, float | None, int]:
-    """What the time of scoring depends on: powers of a score take as long; of pools the candidates may count."""
-    pool = proposal.design.candidates if isinstance(proposal.design, Pool) else 0
-    return id(_base(proposal.score)), proposal.mask_rate, pool
+    """What the time of scoring depends on: powers of a score take as long; of the oracle's pools candidates count."""
+    candidates = getattr(proposal.design, "candidates", 0) if _by_true_norms(proposal) else 0
+    return id(_base(proposal.score)), proposal.mask_rate, candidates

@@ -204,9 +204,20 @@ def test_costs_are_of_drawing_passes_scoring_and_the_sentence(objective, monkeyp
 def test_scoring_is_timed_once_a_score(objective, monkeypatch):
     timed = []
     monkeypatch.setattr("gradvar.arms.time_scoring", lambda _, p, passes: timed.append(str(p)) or np.array([1.0, 2.0]))
-    asked = ["loss/midzuno", "loss^0.5/pps", "loss/hard@0.3", "loss/pool:2", "logit/pps"]
-    gradvar.compare(objective, asked, sentences=4, masks=4)
-    assert timed == [asked[0], *asked[2:]]
+    asked = ["loss/midzuno", "loss^0.5/pps", "loss/pool:2", "loss/hard@0.3", "logit/pps"]
+    oracle_pools = ["oracle/pool:2", "oracle/pool:3", "oracle^0.5/pool:3"]
+    gradvar.compare(objective, [*asked, *oracle_pools], sentences=4, masks=4)
+    assert timed == [asked[0], *asked[3:], *oracle_pools[:2]]
+
+
+def test_a_scores_own_way_to_score_cells_is_paid_for(objective):
+    """Its candidates are scored as they are drawn: three of every draw."""
+    scored = []
+    proposal = Proposal(WholeCells(lambda positions: scored.append(len(positions)) or 1.0 + positions[:, 0]), Pool(3))
+    study = SimpleNamespace(objective=objective, measured=SimpleNamespace(data=np.arange(6)), seed=0)
+    scores = objective.under(proposal).scores(objective.sentences(range(6), 0))
+    assert (arms.time_drawing(study, proposal, scores) > 0).all()
+    assert set(scored) == {18}
 
 
 def test_the_oracles_pool_pays_a_pass_for_every_candidate(objective):

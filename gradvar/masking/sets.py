@@ -94,6 +94,8 @@ class SetDesign(ABC):
     def largest(self, sentences: Sentences, scores: Tensor) -> Tensor:
         """Compute the largest weight that a set can have: that of the lowest scores, or of the highest.
 
+        For weights that only fall, or only rise, with every score, as those of all designs here do.
+
         Args:
             sentences: Whose sets.
             scores: ``[rows, positions]``.

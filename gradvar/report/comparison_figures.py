@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gradvar.decomposition.estimate import Estimate
-from gradvar.report.comparison_text import CEILINGS, clearly_better
+from gradvar.report.comparison_text import CEILINGS, clearly_better, disjoint_note
 from gradvar.report.figures import COLOURS, GREY
 
 if TYPE_CHECKING:
@@ -43,11 +43,8 @@ def mse_figure(result: Comparison) -> Figure:
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlim(0, end)
     axes.set_yticks(range(len(rows)), [row.proposal for row in rows], fontsize=8)
-    several = any(row.design.startswith("disjoint") for row in rows)
-    independent = "\n(disjoint:K: of K masks together, over that of K independent ones)" if several else ""
-    axes.set_xlabel(
-        f"mean squared error of one draw over the mask variance of uniform masks, 95 % interval{independent}"
-    )
+    what = "mean squared error of one draw over the mask variance of uniform masks, 95 % interval"
+    axes.set_xlabel("\n".join([what, *disjoint_note(result)]))
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
     axes.set_title(_error_title(result), fontsize=10, loc="left", wrap=True)
     return figure

@@ -78,11 +78,13 @@ def gain_rows(result: Comparison) -> list[tuple[str, ...]]:
 
 def errors_caption(result: Comparison) -> list[str]:
     """Head the table of errors."""
+    return ["Beside uniform masks: variance and squared bias over their mask variance", *disjoint_note(result)]
+
+
+def disjoint_note(result: Comparison) -> list[str]:
+    """Say what the errors of disjoint masks are over, where there are any."""
     several = any(row.design.startswith("disjoint") for row in result.proposals)
-    return [
-        "Beside uniform masks: variance and squared bias over their mask variance",
-        *(["(disjoint:K: of K masks together, over that of K independent ones)"] if several else []),
-    ]
+    return ["(disjoint:K: of K masks together, over that of K independent ones)"] if several else []
 
 
 def gains_caption(result: Comparison) -> str:
