@@ -9,6 +9,7 @@ from gradvar.commands.compare import compare
 from gradvar.commands.decompose import decompose
 from gradvar.commands.fit_mapnet import fit_mapnet
 from gradvar.commands.tokens import tokens
+from gradvar.commands.train import train
 from gradvar.console import speaks
 from gradvar.errors import GradvarError
 
@@ -60,5 +61,5 @@ def root(
     """Where the noise in a pretraining gradient comes from, and what would remove it."""
 
 
-for command in (decompose, compare, tokens, fit_mapnet):
+for command in (decompose, compare, tokens, fit_mapnet, train):
     app.command()(command)

@@ -8,7 +8,13 @@ from torch import Tensor, nn
 Batch = Mapping[str, Tensor]
 
 
-class Objective(Protocol):
+class HasModel(Protocol):
+    """What an engine wants to know of an objective."""
+
+    model: nn.Module
+
+
+class Objective(HasModel, Protocol):
     """A loss with named, nested levels of randomness.
 
     The outermost level is a datum drawn from a population (for a masked LM, a sentence); each inner level

@@ -11,7 +11,7 @@ from torch import Tensor
 from gradvar.decomposition.accumulator import MomentAccumulator
 from gradvar.decomposition.sketch import sketch_size
 from gradvar.errors import EngineError, GradvarError
-from gradvar.objective import Objective, unit_of
+from gradvar.objective import HasModel, Objective, unit_of
 from gradvar.persample.check import autograd_gradients, check_against_autograd, check_deterministic
 from gradvar.persample.engine import Batch, Engine
 from gradvar.persample.memory import Footprint, Rise, default_budget, format_memory, used_memory
@@ -46,7 +46,7 @@ def check_engine_name(name: str) -> None:
         raise GradvarError(f"--engine '{name}' is unknown; use {', '.join(ENGINES[:-1])} or {ENGINES[-1]}")
 
 
-def make_engine(name: str, objective: Objective, targets: list[Target], unreached: Set[str] = frozenset()) -> Engine:
+def make_engine(name: str, objective: HasModel, targets: list[Target], unreached: Set[str] = frozenset()) -> Engine:
     """Build an engine for an objective.
 
     Args:

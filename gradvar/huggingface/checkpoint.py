@@ -67,19 +67,15 @@ def load_checkpoint(
     if dtype not in DTYPES:
         raise GradvarError(f"--dtype '{dtype}' is unknown; use {' or '.join(DTYPES)}")
     where = resolve_device(device)
-    folder = _locate(source)
+    folder = locate(source)
     _check_config(folder)
     weights = _weight_files(folder)
-    if not any((folder / name).exists() for name in _TOKENIZERS):
-        raise GradvarError(f"{folder} has no tokenizer; save it there with tokenizer.save_pretrained('{folder}')")
+    tokenizer = tokenizer_of(folder)
 
-    from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForMaskedLM
 
-    with _quiet():
+    with quiet():
         _attempt(folder, "configuration", lambda: AutoConfig.from_pretrained(folder, local_files_only=True))
-        tokenizer = _attempt(folder, "tokenizer", lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True))
-        if tokenizer.mask_token_id is None:
-            raise GradvarError(f"the tokenizer in {folder} has no mask token; a masked LM needs one")
         torch.manual_seed(0)
         model, report = _attempt(
             folder,
@@ -99,10 +95,33 @@ def load_checkpoint(
             f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model {vocabulary}; they do not match"
         )
     model = model.to(where).eval()
-    return Checkpoint(model, tokenizer, _digest(weights), _longest(model, tokenizer))
+    return Checkpoint(model, tokenizer, _digest(weights), longest_sequence(model, tokenizer))
 
 
-def _longest(model: nn.Module, tokenizer: Any) -> int:
+def tokenizer_of(folder: Path) -> Any:
+    """Load a tokenizer.
+
+    Args:
+        folder: Where ``save_pretrained`` wrote it.
+
+    Returns:
+        The tokenizer, which has a mask token.
+
+    Raises:
+        GradvarError: If there is none, or it has no mask token.
+    """
+    if not any((folder / name).exists() for name in _TOKENIZERS):
+        raise GradvarError(f"{folder} has no tokenizer; save it there with tokenizer.save_pretrained('{folder}')")
+    from transformers import AutoTokenizer
+
+    with quiet():
+        tokenizer = _attempt(folder, "tokenizer", lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    if tokenizer.mask_token_id is None:
+        raise GradvarError(f"the tokenizer in {folder} has no mask token; a masked LM needs one")
+    return tokenizer
+
+
+def longest_sequence(model: nn.Module, tokenizer: Any) -> int:
     """Longest sequence that a model takes, by its tokenizer and its position embeddings.
 
     Models that keep a padding row among their position embeddings (RoBERTa's family) count positions from the
@@ -129,8 +148,19 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def _locate(source: str | Path) -> Path:
-    """Find the folder, on disk or through the hub."""
+def locate(source: str | Path) -> Path:
+    """Find the folder of a checkpoint, on disk or through the hub.
+
+    Args:
+        source: A folder as ``save_pretrained`` writes it, a run's folder, which stands for its last whole checkpoint,
+            or a hub name.
+
+    Returns:
+        The folder.
+
+    Raises:
+        GradvarError: If there is none.
+    """
     path = Path(source)
     if os.path.isdir(path):  # unlike Path.is_dir, no error where the name is too long
         return path
@@ -142,7 +172,7 @@ def _locate(source: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.txt", "*.model", "model*.safetensors"]
-    with _quiet():
+    with quiet():
         try:
             return Path(snapshot_download(str(source), allow_patterns=patterns))
         except Exception as error:  # the library raises dozens of types here, all meaning "not to be had"
@@ -267,7 +297,7 @@ def _digest(files: list[Path]) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the libraries' progress bars and warnings off the terminal."""
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
     from transformers.utils import logging as transformers_logging

@@ -11,6 +11,8 @@ import numpy as np
 from gradvar.errors import GradvarError
 from gradvar.huggingface.reading import Rows, read_rows
 
+_AT_ONCE = 64  # documents given to the tokenizer at once
+
 
 @dataclass(frozen=True, repr=False)
 class Corpus:
@@ -60,9 +62,9 @@ def load_corpus(source: str | Path, tokenizer: Any, max_length: int = 128, pack:
     start = time.perf_counter()
     rows = read_rows(source)
     if rows.documents is None:
-        sequences = _ready(rows, tokenizer, max_length)
+        sequences = ready(rows, tokenizer, max_length)
     else:
-        sequences = list(_tokenise(rows.documents, tokenizer, max_length, pack))
+        sequences = list(tokenised(rows.documents, tokenizer, max_length, pack))
     if not sequences:
         if not rows.documents:
             raise GradvarError(f"{rows.source} holds no text; give a file with text")
@@ -78,23 +80,65 @@ def _shortest(max_length: int) -> int:
     return -(-max_length // 2)
 
 
-def _tokenise(documents: Sequence[Sequence[str]], tokenizer: Any, max_length: int, pack: bool) -> Iterator[np.ndarray]:
+@dataclass
+class Tally:
+    """What became of a text.
+
+    Attributes:
+        documents: Documents.
+        tokens: Their tokens, special ones apart.
+        kept: Those that are in a sentence.
+        unknown: Those that stand for something that the vocabulary does not have.
+    """
+
+    documents: int = 0
+    tokens: int = 0
+    kept: int = 0
+    unknown: int = 0
+
+
+def tokenised(
+    documents: Sequence[Sequence[str]], tokenizer: Any, max_length: int, pack: bool, tally: Tally | None = None
+) -> Iterator[np.ndarray]:
+    """Turn documents into sequences; see :func:`load_corpus`.
+
+    Args:
+        documents: Paragraphs of each.
+        tokenizer: A Hugging Face tokenizer with its special tokens.
+        max_length: Tokens of a sequence.
+        pack: Join the paragraphs of a document.
+        tally: It is told what became of the text.
+
+    Yields:
+        ``[length]`` int32 ids of a sequence.
+
+    Raises:
+        GradvarError: If there is no room beside the special tokens.
+    """
     prefix, suffix = special_frame(tokenizer)
     room = max_length - len(prefix) - len(suffix)
     if room < 1:
         raise GradvarError(
             f"--max-length {max_length} leaves no room beside {max_length - room} special tokens; raise it"
         )
-    paragraphs = [paragraph for document in documents for paragraph in document]
-    encoded = iter(tokenizer(paragraphs, add_special_tokens=False, verbose=False)["input_ids"] if paragraphs else [])
+    tally = tally or Tally()
     least = max(1, _shortest(max_length) - len(prefix) - len(suffix) if pack else 1)
-    special = set(tokenizer.all_special_ids)
-    for document in documents:
-        pieces = [next(encoded) for _ in document]
-        for body in _cut([t for piece in pieces for t in piece], room) if pack else (piece[:room] for piece in pieces):
-            # A line of nothing but unknown tokens has nothing to mask; no pretraining batch would hold it either.
-            if len(body) >= least and not special.issuperset(body):
-                yield np.array([*prefix, *body, *suffix], dtype=np.int32)
+    special, unknown = set(tokenizer.all_special_ids), tokenizer.unk_token_id
+    for start in range(0, len(documents), _AT_ONCE):
+        some = documents[start : start + _AT_ONCE]
+        paragraphs = [paragraph for document in some for paragraph in document]
+        encoded = iter(tokenizer(paragraphs, add_special_tokens=False, verbose=False)["input_ids"])
+        for document in some:
+            pieces = [next(encoded) for _ in document]
+            tally.documents += 1
+            tally.tokens += sum(map(len, pieces))
+            tally.unknown += sum(piece.count(unknown) for piece in pieces)
+            bodies = _cut([t for p in pieces for t in p], room) if pack else (piece[:room] for piece in pieces)
+            for body in bodies:
+                # A line of nothing but unknown tokens has nothing to mask; no pretraining batch would hold it either.
+                if len(body) >= least and not special.issuperset(body):
+                    tally.kept += len(body)
+                    yield np.array([*prefix, *body, *suffix], dtype=np.int32)
 
 
 def _cut(tokens: list[int], room: int) -> Iterator[list[int]]:
@@ -112,8 +156,20 @@ def special_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     raise GradvarError("the tokenizer changes the text when it adds special tokens; gradvar cannot pack with it")
 
 
-def _ready(rows: Rows, tokenizer: Any, max_length: int) -> list[np.ndarray]:
-    """Check sequences that came as ``input_ids``."""
+def ready(rows: Rows, tokenizer: Any, max_length: int) -> list[np.ndarray]:
+    """Check sequences that came as ``input_ids``.
+
+    Args:
+        rows: The sequences.
+        tokenizer: What they were made with.
+        max_length: Most tokens of one.
+
+    Returns:
+        ``[length]`` int32 ids of each.
+
+    Raises:
+        GradvarError: If one is too long, or holds what is no token.
+    """
     assert rows.sequences is not None
     for number, sequence in enumerate(rows.sequences, 1):
         if len(sequence) > max_length:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from copy import copy
 from functools import cached_property
 from pathlib import Path
@@ -12,21 +10,21 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradvar.dropout import keyed_dropout
 from gradvar.errors import GradvarError
 from gradvar.huggingface.checkpoint import load_checkpoint
 from gradvar.huggingface.corpus import Corpus, load_corpus
-from gradvar.huggingface.forward import embedding_shape, heads_by_position, logits_at, prepared_masks
+from gradvar.huggingface.forward import embedding_shape
+from gradvar.huggingface.masked_model import MaskedModel
 from gradvar.huggingface.scoring import Scoring
-from gradvar.huggingface.vocabulary import Vocabulary
 from gradvar.mapnet.network import MapNet
 from gradvar.mapnet.score import MapNetScore
 from gradvar.masking.cells import Cells
 from gradvar.masking.corruption import Replacement
-from gradvar.masking.masks import Masks, Sentences
+from gradvar.masking.epochs import EpochStratified
+from gradvar.masking.masks import Sentences
 from gradvar.masking.proposal import Proposal, parse_proposal
 from gradvar.masking.scores import Permuted, Score
 from gradvar.masking.sets import check_fits
@@ -37,7 +35,7 @@ Weighting = Literal["sentence", "token"]
 UNIFORM = Proposal()
 
 
-class MaskedLM:
+class MaskedLM(MaskedModel):
     """Masked language modelling with masks of fixed size, uniform ones or those of a proposal.
 
     A cell is sentence ``x`` (``T`` maskable positions) with a set ``S`` of ``k = max(1, floor(mask_rate T + 1/2))``
@@ -89,22 +87,18 @@ class MaskedLM:
             raise GradvarError(f"--weighting '{weighting}' is unknown; use sentence or token")
         if contexts < 1:
             raise GradvarError(f"--contexts {contexts}: a score is measured in 1 context at least")
-        self.model = model.eval()
+        sample = torch.from_numpy(corpus.sequences[0].astype(np.int64)).unsqueeze(0)
+        super().__init__(model.eval(), tokenizer, sample, replacement)
         self.corpus = corpus
-        self.replacement = replacement
         self.weighting: Weighting = weighting
-        self.vocabulary = Vocabulary.of(tokenizer)
         self._maskable = np.array([self.vocabulary.maskable_in(sequence) for sequence in corpus.sequences])
         if (self._maskable == 0).any():
             raise GradvarError(
                 f"sentence {int(np.argmax(self._maskable == 0))} of {corpus.source} holds only special tokens; "
                 "nothing in it can be masked"
             )
-        sample = torch.from_numpy(corpus.sequences[0].astype(np.int64)).unsqueeze(0)
-        sample = sample.to(next(model.parameters()).device)
-        self.gather_first = heads_by_position(model, sample)
         if dropout:
-            _check_dropout(model, sample)
+            _check_dropout(model, sample.to(self.device))
         self._dropout = dropout
         self._own_rate = mask_rate
         self.scoring = Scoring(self, contexts, engine)
@@ -124,6 +118,11 @@ class MaskedLM:
 
     def _propose(self, proposal: Proposal) -> None:
         """Take a proposal, and what follows from it."""
+        if isinstance(proposal.design, EpochStratified):
+            raise GradvarError(
+                f"{proposal} is about the epochs of a training run; each of its masks is a uniform one: study "
+                "uniform/simple"
+            )
         self.proposal = proposal
         self.mask_rate = self._own_rate if proposal.mask_rate is None else proposal.mask_rate
         together = ("group", "mask") if proposal.design.cells > 1 else ("mask",)
@@ -247,7 +246,7 @@ class MaskedLM:
         return other
 
     @cached_property
-    def token_counts(self) -> Tensor:
+    def token_counts(self) -> Tensor:  # type: ignore[override]  # it takes a pass over the corpus
         """``[vocabulary]`` float64: how often the corpus has each ordinary token."""
         return self.vocabulary.counts_in(self.corpus.sequences)
 
@@ -313,38 +312,6 @@ class MaskedLM:
             batch["dropout"] = Cells(data, draws, seed).keys[:, -1].to(self.device)
         return batch
 
-    def corrupted(self, sentences: Sentences, masks: Masks) -> dict[str, Tensor]:
-        """Put masks on sentences; see :meth:`~gradvar.huggingface.vocabulary.Vocabulary.corrupted`."""
-        return self.vocabulary.corrupted(sentences, masks, self.replacement)
-
-    def losses(self, batch: Batch) -> Tensor:
-        """Run the model on corrupted cells, with logits at the targets only.
-
-        Args:
-            batch: As :meth:`draw` returns it.
-
-        Returns:
-            ``[cells]`` weighted mean cross-entropies, in nats.
-        """
-        with keyed_dropout(self.model, batch["dropout"]) if "dropout" in batch else nullcontext():
-            logits = self.logits(batch)
-        targets = batch["target_ids"]
-        nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
-        return (nll * batch["target_weights"].to(nll.dtype)).sum(dim=1)
-
-    def logits(self, batch: Batch) -> Tensor:
-        """Run the model on corrupted cells: ``[cells, targets, vocabulary]``."""
-        inputs: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
-        kinds = [name for name in batch if name.startswith("attention_mask.")]
-        if kinds:
-            inputs["attention_mask"] = {name.removeprefix("attention_mask."): batch[name] for name in kinds}
-        return logits_at(self.model, batch["target_positions"], self.gather_first, **inputs)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
-
     @property
     def room(self) -> int:
         """How many disjoint masks fit into every sentence."""
@@ -359,39 +326,10 @@ class MaskedLM:
         """Return what the losses of some sentences are multiplied with: ``[rows]``."""
         return self._weights[torch.as_tensor(list(data))].numpy()
 
-    def for_vmap(self, batch: Batch) -> Batch:
-        """Turn a batch into one with the same losses that runs under `torch.func.vmap`.
-
-        Args:
-            batch: As :meth:`draw` returns it.
-
-        Returns:
-            The same, with the attention masks that the model would build in place of the padding.
-        """
-        if "attention_mask" not in batch:
-            return batch
-        rest = {name: tensor for name, tensor in batch.items() if name != "attention_mask"}
-        return rest | prepared_masks(self.model, batch["input_ids"], batch["attention_mask"])
-
     @property
     def seconds_per_datum(self) -> float:
         """Measured time to read and tokenise a sentence."""
         return self.corpus.seconds_per_sentence
-
-    def layer_group(self, layer: str) -> str:
-        """Name the group of a module: embedding, attention, mlp, norm, head or other."""
-        module = self.model.get_submodule(layer)
-        if isinstance(module, nn.Embedding):
-            return "embedding"
-        if not layer.startswith(f"{self.model.base_model_prefix}."):
-            return "head"
-        if "norm" in type(module).__name__.lower():
-            return "norm"
-        if re.search(r"attn|attention", layer):
-            return "attention"
-        if re.search(r"mlp|ffn|intermediate|output", layer):
-            return "mlp"
-        return "embedding" if "embed" in layer else "other"
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Return what a report says of this objective: its part of ``study`` and of ``provenance``."""

@@ -22,7 +22,7 @@ from gradvar.persample.parameters import Target, select
 from gradvar.runner import make_engine
 
 if TYPE_CHECKING:
-    from gradvar.huggingface.masked_lm import MaskedLM
+    from gradvar.huggingface.masked_model import MaskedModel
 
 _CONTEXT, _CORRUPTION = 20, 21  # streams of hashes
 _CELLS_CPU, _CELLS_GPU = 16, 256  # cells of a forward and backward pass
@@ -42,7 +42,9 @@ class Scoring:
         parameters: Regular expression of the names of the parameters whose gradients count; None takes all.
     """
 
-    def __init__(self, objective: MaskedLM, contexts: int, engine: str = "auto", parameters: str | None = None) -> None:
+    def __init__(
+        self, objective: MaskedModel, contexts: int, engine: str = "auto", parameters: str | None = None
+    ) -> None:
         self.objective, self.contexts = objective, contexts
         self.engine, self._parameters = engine, parameters
         self._known: dict[tuple[Quantity, int, int], Tensor] = {}

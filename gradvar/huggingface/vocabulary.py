@@ -16,6 +16,7 @@ from gradvar.huggingface.words import continuing, word_numbers
 from gradvar.masking.corruption import Replacement, corrupt
 from gradvar.masking.hashing import hash_key
 from gradvar.masking.masks import Masks, Sentences
+from gradvar.masking.uniform import target_count
 
 _ACTION, _TOKEN = 1, 2  # streams of hashes, one a purpose
 
@@ -79,10 +80,25 @@ class Vocabulary:
             The sentences, on the CPU.
         """
         rows = [torch.from_numpy(sequence.astype(np.int64)) for sequence in sequences]
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+        return self.marked(nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1), counts, keys)
+
+    def marked(self, ids: Tensor, counts: Tensor | float, keys: Tensor) -> Sentences:
+        """Mark what can be masked in padded sentences, on their device.
+
+        Args:
+            ids: ``[rows, positions]`` tokens; negative where padded.
+            counts: ``[rows]`` targets of a mask, or the mask rate that gives them.
+            keys: ``[rows]`` hashes.
+
+        Returns:
+            The sentences.
+        """
         known = ids.clamp(min=0)
-        maskable = ~torch.from_numpy(self.special)[known] & (ids >= 0)
-        return Sentences(ids, maskable, counts, word_numbers(torch.from_numpy(self.continuing)[known], maskable), keys)
+        maskable = ~torch.from_numpy(self.special).to(ids.device)[known] & (ids >= 0)
+        goes_on = torch.from_numpy(self.continuing).to(ids.device)[known]
+        if isinstance(counts, float):
+            counts = target_count(maskable.sum(dim=1), counts)
+        return Sentences(ids, maskable, counts, word_numbers(goes_on, maskable), keys)
 
     def corrupted(self, sentences: Sentences, masks: Masks, replacement: Replacement) -> dict[str, Tensor]:
         """Put masks on sentences.

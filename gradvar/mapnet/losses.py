@@ -1,9 +1,14 @@
 """What a MAPNet can be fitted to: losses of log scores ``log s_i``, given gradient norms ``t_i`` of some positions.
 
 All take ``[rows, positions]`` log scores, norms ``t >= 0`` (noisy: of one random context each), ``observed`` (where a
-norm was measured) and ``maskable`` positions, and return a scalar. Positions observed are assumed to be a uniformly
-random choice among the maskable ones; those that are not maskable are left out. Rows that say nothing, without an
-observed position or with norms of zero alone, are left out too; if no row is left, that is a :class:`GradvarError`.
+norm was measured) and ``maskable`` positions, and return a scalar; positions that are not maskable are left out. Rows
+that say nothing, without an observed position or with norms of zero alone, are left out too; if no row is left, that is
+a :class:`GradvarError`.
+
+By default positions observed are taken for a uniformly random choice among the maskable ones. Where they were drawn
+otherwise, such as by the very scores that are fitted, ``weights`` ``[rows, positions]`` correct for it: importance
+weights with which ``sum_{i observed} w_i x_i`` is unbiased for ``mean_{i maskable} x_i``, whatever ``x``, as ``1/(T
+pi_i)`` is; anything where not observed.
 
 They differ in what noise does to them. The best inclusion probabilities are proportional to the root mean square of
 ``t_i`` over contexts; :func:`log_regression` tends to its geometric mean, :func:`kl` to about its arithmetic mean, and
@@ -21,11 +26,13 @@ from torch import Tensor
 
 from gradvar.errors import GradvarError
 
-Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""``(log_scores, targets, observed, maskable) -> scalar``."""
+Loss = Callable[..., Tensor]
+"""``(log_scores, targets, observed, maskable, weights=None) -> scalar``."""
 
 
-def log_regression(log_scores: Tensor, targets: Tensor, observed: Tensor, maskable: Tensor) -> Tensor:
+def log_regression(
+    log_scores: Tensor, targets: Tensor, observed: Tensor, maskable: Tensor, weights: Tensor | None = None
+) -> Tensor:
     """Squared error of logarithms, ``mean_rows mean_{i observed} (log s_i - log t_i)^2``.
 
     Minimised by ``log s_i = E[log t_i]``: a mean square is least at the mean, for each position by itself. So ``s_i``
@@ -39,18 +46,22 @@ def log_regression(log_scores: Tensor, targets: Tensor, observed: Tensor, maskab
         targets: ``[rows, positions]`` norms; anything where not observed.
         observed: ``[rows, positions]`` bool.
         maskable: ``[rows, positions]`` bool.
+        weights: Importance weights; see the module.
 
     Returns:
         The loss.
     """
-    log_scores, log_norms, seen, _ = _telling(log_scores, targets, observed, maskable)
-    seen = seen & log_norms.isfinite()
-    count = seen.sum(dim=1)
+    if weights is None:  # of the norms that have a logarithm
+        weights = _uniform(observed & maskable & (targets != 0))
+    log_scores, log_norms, log_weights, _ = _telling(log_scores, targets, observed, maskable, weights)
+    seen = log_weights.isfinite() & log_norms.isfinite()
     difference = torch.where(seen, log_scores - log_norms, 0.0)
-    return (difference.square().sum(dim=1) / count).mean()
+    return (difference.square() * log_weights.exp()).sum(dim=1).mean()
 
 
-def kl(log_scores: Tensor, targets: Tensor, observed: Tensor, maskable: Tensor) -> Tensor:
+def kl(
+    log_scores: Tensor, targets: Tensor, observed: Tensor, maskable: Tensor, weights: Tensor | None = None
+) -> Tensor:
     """Divergence of shares, ``mean_rows sum_i p_i log(p_i/q_i)``, over each row's observed positions.
 
     ``p_i = t_i / sum t`` and ``q_i = s_i / sum s``, both sums over the observed positions.
@@ -67,13 +78,16 @@ def kl(log_scores: Tensor, targets: Tensor, observed: Tensor, maskable: Tensor) 
         targets: ``[rows, positions]`` norms; anything where not observed.
         observed: ``[rows, positions]`` bool.
         maskable: ``[rows, positions]`` bool.
+        weights: Importance weights; see the module. The shares, ``w_i t_i/sum w t`` and ``w_i s_i/sum w s``, then
+            estimate those of all positions, with a bias of the order of one over their number.
 
     Returns:
         The loss.
     """
-    log_scores, log_norms, seen, _ = _telling(log_scores, targets, observed, maskable)
-    p = log_norms.softmax(dim=1)  # minus infinity where not observed
-    log_q = log_scores.masked_fill(~seen, -torch.inf).log_softmax(dim=1).masked_fill(~seen, 0.0)
+    log_scores, log_norms, log_weights, _ = _telling(log_scores, targets, observed, maskable, weights)
+    seen = log_weights.isfinite()
+    p = (log_norms + log_weights).softmax(dim=1)  # minus infinity where not observed
+    log_q = (log_scores + log_weights).log_softmax(dim=1).masked_fill(~seen, 0.0)
     return (torch.xlogy(p, p) - p * log_q).sum(dim=1).mean()
 
 
@@ -82,6 +96,7 @@ def variance(
     targets: Tensor,
     observed: Tensor,
     maskable: Tensor,
+    weights: Tensor | None = None,
     *,
     epsilon: float = 0.0,
     cap: float | None = None,
@@ -107,6 +122,7 @@ def variance(
         targets: ``[rows, positions]`` norms; anything where not observed.
         observed: ``[rows, positions]`` bool.
         maskable: ``[rows, positions]`` bool.
+        weights: Importance weights; see the module. ``M`` is unbiased with them as well.
         epsilon: Share of uniform inclusion, as in :class:`gradvar.masking.pps.PPS`, in [0, 1): ``s`` becomes ``(1 -
             epsilon) s/mean(s) + epsilon``, and it is these that become proportional, down to epsilon.
         cap: Importance weights ``mean(s)/s_i`` are at most this, 1 at least: as if lower scores were mixed with enough
@@ -120,13 +136,13 @@ def variance(
         GradvarError: If ``epsilon`` or ``cap`` is out of range.
     """  # noqa: DOC502
     check_mixing(epsilon, cap)
-    log_scores, log_norms, seen, own = _telling(log_scores, targets, observed, maskable, zeros=True)
+    log_scores, log_norms, log_weights, own = _telling(log_scores, targets, observed, maskable, weights, zeros=True)
     level = log_scores.masked_fill(~own, -torch.inf).logsumexp(dim=1) - own.sum(dim=1).to(log_scores.dtype).log()
     log_share = log_scores - level.unsqueeze(1)  # of mean one
     if epsilon:
         log_share = torch.logaddexp(log_share + log1p(-epsilon), torch.full_like(log_share, log(epsilon)))
-    log_weight = -log_share if cap is None else (-log_share).clamp(max=log(cap))
-    terms = 2 * log_norms + log_weight - seen.sum(dim=1, keepdim=True).to(log_scores.dtype).log()
+    log_rarity = -log_share if cap is None else (-log_share).clamp(max=log(cap))
+    terms = 2 * log_norms + log_rarity + log_weights
     # At once over rows and positions: of a row of zeros alone the gradient of logsumexp is not a number.
     return terms.flatten().logsumexp(dim=0) - log(len(terms))
 
@@ -171,14 +187,25 @@ LOSSES: dict[str, Loss] = {"log-regression": log_regression, "kl": kl, "variance
 """The losses by name."""
 
 
+def _uniform(observed: Tensor) -> Tensor:
+    """``[rows, positions]`` weights of a uniformly random choice of positions."""
+    return observed / observed.sum(dim=1, keepdim=True).clamp(min=1).double()
+
+
 def _telling(
-    log_scores: Tensor, targets: Tensor, observed: Tensor, maskable: Tensor, zeros: bool = False
+    log_scores: Tensor,
+    targets: Tensor,
+    observed: Tensor,
+    maskable: Tensor,
+    weights: Tensor | None,
+    zeros: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Take the rows that say something.
 
     Returns:
-        ``(log_scores, log t, observed, maskable)`` of these rows; ``log t`` is minus infinity where not observed or
-        zero. With ``zeros`` rows of norms of zero alone are among them, if not all are.
+        ``(log_scores, log t, log w, maskable)`` of these rows; ``log t`` and ``log w`` are minus infinity where not
+        observed, ``log t`` also where it is zero. With ``zeros`` rows of norms of zero alone are among them, if not all
+        are.
     """
     seen = observed & maskable
     norms = targets.double().masked_fill(~seen, 0.0)  # the logarithm of a small norm fits float32, the norm may not
@@ -188,4 +215,6 @@ def _telling(
         none = "every norm" if bool(seen.any()) else "no norm"
         raise GradvarError(f"nothing to fit a MAPNet to: {none} in the batch {cause}; give rows with observed norms")
     kept = seen.any(dim=1) if zeros else positive
-    return log_scores[kept], norms[kept].log().to(log_scores.dtype), seen[kept], maskable[kept]
+    each = _uniform(seen) if weights is None else weights.double().masked_fill(~seen, 0.0)
+    log_norms, log_weights = (x[kept].log().to(log_scores.dtype) for x in (norms, each))
+    return log_scores[kept], log_norms, log_weights, maskable[kept]

@@ -78,8 +78,8 @@ class MapNet(nn.Module):
         """Score positions: ``8 tanh(x/8) / temperature``, ``x`` the head's output.
 
         Args:
-            inputs: ``[rows, positions, input_width]`` embeddings of the encoder, which get no gradient, or ``[rows,
-                positions]`` ids where the embeddings are its own; anything where padded.
+            inputs: ``[rows, positions, input_width]`` embeddings of the encoder, detached unless they are to get a
+                gradient, or ``[rows, positions]`` ids where the embeddings are its own; anything where padded.
             attention: ``[rows, positions]`` bool, False where padded.
 
         Returns:
@@ -115,7 +115,7 @@ class MapNet(nn.Module):
             embedded = tokens = self.entry(inputs.masked_fill(~attention, 0))
         else:
             # Whatever stands in the padding is multiplied by zero, which does not rid it of NaN.
-            embedded = inputs.detach().masked_fill(padded, 0.0).to(self.head.weight.dtype)
+            embedded = inputs.masked_fill(padded, 0.0).to(self.head.weight.dtype)
             tokens = self.entry(embedded)
         tokens = self.entry_norm(tokens).masked_fill(padded, 0.0)
         context = self.window(_neighbours(tokens, self.config.window))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gradvar.errors import GradvarError
 from gradvar.masking.designs import Design, SetScores
+from gradvar.masking.epochs import EpochStratified
 from gradvar.masking.masks import Masks, Sentences
 from gradvar.masking.pps import PPS
 from gradvar.masking.scores import SCORES, Power, Score, Task, TokenTable, Uniform, plain, positive, set_scores
@@ -115,6 +116,7 @@ _DESIGNS: dict[str, _Kind] = {
     "pool": _Kind(Pool, "candidates", _count(1), f"a number of candidates, 1 to {_MOST}"),
     "pps": _Kind(PPS, "method", _method, "conditional-poisson or systematic"),
     "disjoint": _Kind(Disjoint, "masks", _count(2), f"a number of masks, 2 to {_MOST}", mixes=False),
+    "epoch-stratified": _Kind(EpochStratified, mixes=False),
     "hard": _Kind(Hard),
     "span": _Kind(Span, "length", _count(1), f"a number of positions, 1 to {_MOST}"),
     "whole-word": _Kind(WholeWord),

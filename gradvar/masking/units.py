@@ -29,11 +29,12 @@ from gradvar.masking.designs import (
 from gradvar.masking.hashing import hash_key, unit_interval
 from gradvar.masking.masks import Masks, Sentences, first_in_order
 
+_HALVINGS = 60  # of the interval that holds the logarithm of time
 _STEP, _EARLIEST, _LATEST = 0.25, -38.0, 4.0  # of the logarithm of time, in units of the mean waiting time
 
 
 @dataclass(frozen=True)
-class _Successive(ABC):
+class Successive(ABC):
     """Units in order of arrival, at exponential times with their scores as rates."""
 
     epsilon: float = 0.0
@@ -72,7 +73,7 @@ class _Successive(ABC):
 
 
 @dataclass(frozen=True)
-class Hard(_Successive):
+class Hard(Successive):
     """Positions drawn one after another in proportion to their scores, without weights."""
 
     def _units(self, sentences: Sentences, keys: Tensor) -> Tensor:
@@ -80,7 +81,7 @@ class Hard(_Successive):
 
 
 @dataclass(frozen=True)
-class WholeWord(_Successive):
+class WholeWord(Successive):
     """Whole words at a time."""
 
     def _units(self, sentences: Sentences, keys: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ class WholeWord(_Successive):
 
 
 @dataclass(frozen=True)
-class Span(_Successive):
+class Span(Successive):
     """Runs of positions at a time: the maskable positions are cut into runs from a random start on.
 
     Args:
@@ -152,6 +153,28 @@ def _arrives_in_time(units: Tensor, scores: Tensor, sentences: Sentences) -> Ten
     chance = in_time.gather(3, allowed.clamp(min=0)).squeeze(3) * (allowed.squeeze(3) >= 0)
     density = rates.unsqueeze(2) * time * torch.exp(-rates.unsqueeze(2) * time)
     return (chance * density).sum(dim=2) * _STEP * maskable
+
+
+def near_inclusion(sentences: Sentences, scores: Tensor) -> Tensor:
+    """Approximate the inclusion probabilities of :class:`Hard`: ``1 - exp(-c s_i)``, summing to ``k`` (Rosén, 1972).
+
+    All that arrive before a fixed time: exact as sentences grow, at once to compute, where the exact ones are not.
+    Positions are taken for units of their own.
+
+    Args:
+        sentences: The rows.
+        scores: ``[rows, positions]`` positive where maskable.
+
+    Returns:
+        ``[rows, positions]`` float64; zero where not maskable.
+    """
+    rates = (scores * sentences.maskable).double()
+    low, high = (torch.full_like(rates[:, 0], end) for end in (-40.0, 40.0))
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        few = -torch.expm1(-rates * middle.exp().unsqueeze(1)).sum(dim=1) < sentences.counts
+        low, high = torch.where(few, middle, low), torch.where(few, high, middle)
+    return -torch.expm1(-rates * high.exp().unsqueeze(1))
 
 
 def _shift(counts: Tensor, by: Tensor) -> Tensor:

@@ -1,0 +1,108 @@
+"""Checkpoints of a run: written under another name, synced, renamed; whole or not there. Knows no trainer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+PREFIX = "checkpoint-"
+MARKER = "complete.json"
+"""Written last, with the sizes of all other files: where some of them were lost, the checkpoint is no whole one."""
+
+
+def folder_of(run: Path, step: int) -> Path:
+    """Return where the checkpoint of a step lies."""
+    return run / f"{PREFIX}{step}"
+
+
+def staging_of(run: Path) -> Path:
+    """Return the folder in which a checkpoint is written before it takes its place, the same for all ranks."""
+    return run / ".saving"
+
+
+def prepare(staging: Path) -> None:
+    """Make the staging folder anew, without what an interrupted attempt left."""
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+
+
+def discard(staging: Path) -> None:
+    """Remove the staging folder."""
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def publish(staging: Path, run: Path, step: int) -> None:
+    """Sync a checkpoint in the staging folder to the disk, mark it whole, and rename it into place.
+
+    Args:
+        staging: Where it was written.
+        run: The run's folder.
+        step: Of the checkpoint.
+    """
+    partial, place = folder_of(staging, step), folder_of(run, step)
+    sizes = {}
+    for path in sorted(p for p in partial.rglob("*") if p.is_file()):
+        _sync(path)
+        sizes[str(path.relative_to(partial))] = path.stat().st_size
+    (partial / MARKER).write_text(json.dumps({"files": sizes}, indent=1) + "\n")
+    _sync(partial / MARKER)
+    _sync(partial)
+    if place.exists():  # of the same step, from before a resume
+        remove(place)
+    partial.rename(place)
+    _sync(run)
+    discard(staging)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a checkpoint has its marker, and all files that it names in their sizes."""
+    try:
+        sizes = json.loads((folder / MARKER).read_text())["files"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+
+
+def whole(run: Path) -> list[Path]:
+    """List the whole checkpoints of a run, by step."""
+    numbered = []
+    for path in run.glob(f"{PREFIX}*"):
+        step = path.name.removeprefix(PREFIX)
+        if step.isdigit() and is_whole(path):
+            numbered.append((int(step), path))
+    return [path for _, path in sorted(numbered)]
+
+
+def last_whole(run: Path) -> Path | None:
+    """Find the last whole checkpoint of a run."""
+    found = whole(run)
+    return found[-1] if found else None
+
+
+def keep_last(run: Path, count: int, also: Path | None = None) -> None:
+    """Remove all but the last whole checkpoints.
+
+    Args:
+        run: The run's folder.
+        count: How many stay.
+        also: One that stays as well.
+    """
+    for path in whole(run)[:-count]:
+        if path != also:
+            remove(path)
+
+
+def remove(folder: Path) -> None:
+    """Remove a checkpoint so that none of it is ever taken for a whole one."""
+    (folder / MARKER).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

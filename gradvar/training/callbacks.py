@@ -1,0 +1,183 @@
+"""What a run tells while it trains: `metrics.jsonl`, the terminal, and an end that was asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_callback import TrainerControl, TrainerState
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gradvar.training.trainer import MaskProposalTrainer
+
+METRICS = "metrics.jsonl"
+_SAID_EVERY = 10.0  # seconds, where there is no terminal
+
+
+class MetricsFile(TrainerCallback):
+    """Writes a line of JSON for everything that is logged; what a resumed run repeats is written once.
+
+    Args:
+        run: The run's folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._path = run / METRICS
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Drop the lines behind the checkpoint that the run goes on from."""
+        if not state.is_world_process_zero or not self._path.exists():
+            return
+        kept = [line for line in read_metrics(self._path.parent) if line["step"] <= state.global_step]
+        partial = self._path.with_name(f".{METRICS}")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial.replace(self._path)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Write a line."""
+        if not state.is_world_process_zero or not logs or "train_runtime" in logs:  # the Trainer's own last word
+            return
+        line = {"step": state.global_step} | {name: _plain(value) for name, value in logs.items()}
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Read the lines of a run; one that was cut off is left out."""
+    found = []
+    path = run / METRICS
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            found.append(json.loads(text))
+        except ValueError:
+            continue
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Make JSON of a value; what is no finite number is null."""
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Interruption(TrainerCallback):
+    """Ends a run at SIGTERM or Ctrl-C after the step under way, with a checkpoint; a second one ends it at once.
+
+    Args:
+        trainer: Whose run.
+
+    Attributes:
+        signal: Which signal came, or None.
+    """
+
+    def __init__(self, trainer: MaskProposalTrainer) -> None:
+        self._trainer = trainer
+        self._before: dict[int, Any] = {}
+        self.signal: int | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Listen."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._heard)
+
+    def _heard(self, number: int, _: Any) -> None:
+        self.signal, self._trainer.stop = number, True
+        signal.signal(number, self._before[number])
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Listen no longer."""
+        self.silence()
+
+    def silence(self) -> None:
+        """Listen no longer."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+class Terminal(TrainerCallback):
+    """Shows progress: a bar on a terminal, a line now and then elsewhere.
+
+    Args:
+        trainer: Whose run.
+        console: Where; silent on all ranks but the first.
+    """
+
+    def __init__(self, trainer: MaskProposalTrainer, console: Console) -> None:
+        self._trainer, self._console = trainer, console
+        self._bar: Any = None
+        self._task: Any = None
+        self._said = self._start = time.monotonic()
+        self._start_tokens = 0
+        self._latest: dict[str, float] = {}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Begin."""
+        self._said = self._start = time.monotonic()
+        self._start_tokens = self._trainer.tokens
+        if self._console.is_terminal and not self._console.quiet:
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                TextColumn("{task.percentage:.0f} %  {task.fields[said]}"),
+                TimeRemainingColumn(),
+                TextColumn("left"),
+                console=self._console,
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("training", total=1.0, said="")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Show where the run is."""
+        done = min(1.0, self._trainer.progress)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, said=self._line(state))
+        elif time.monotonic() - self._said >= _SAID_EVERY or done >= 1:
+            self._said = time.monotonic()
+            self._console.print(f"{done:.0%}  {self._line(state)}", highlight=False)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Remember the latest losses."""
+        self._latest |= {name: x for name, x in (logs or {}).items() if name in ("loss", "eval_loss")}
+
+    def _line(self, state: TrainerState) -> str:
+        speed = (self._trainer.tokens - self._start_tokens) / max(time.monotonic() - self._start, 1e-9)
+        parts = [f"step {state.global_step:,}", f"{speed:,.0f} tokens/s"]
+        parts += [f"{name.replace('_', ' ')} {value:.3f}" for name, value in self._latest.items()]
+        return ", ".join(parts)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """End."""
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,70 @@
+"""Held-out loss under fixed uniform masks, the same in every run, whatever the training masks are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import exp, sqrt
+
+import numpy as np
+import torch
+
+from gradvar.huggingface.masked_lm import MaskedLM
+from gradvar.training.joint import evaluating
+
+MASK_RATE = 0.15
+_SEED = 0  # of the masks: no run's, so that all runs are asked for the same targets
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a model is worth on held-out text.
+
+    Attributes:
+        loss: Mean over sentences of the mean cross-entropy of their targets, in nats.
+        loss_error: Its standard error over sentences.
+        accuracy: Mean over sentences of the share of targets whose likeliest token is the right one.
+        accuracy_error: Its standard error over sentences.
+        sentences: How many.
+    """
+
+    loss: float
+    loss_error: float
+    accuracy: float
+    accuracy_error: float
+    sentences: int
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """Return it as the Trainer's metrics; the perplexity is ``exp(loss)``."""
+        found = {"loss": self.loss, "loss_se": self.loss_error, "perplexity": exp(min(self.loss, 700.0))}
+        found |= {"accuracy": self.accuracy, "accuracy_se": self.accuracy_error}
+        return {f"{prefix}_{name}": value for name, value in found.items()}
+
+
+def evaluate(objective: MaskedLM, sentences: int, masks: int = 1, batch: int = 64) -> Quality:
+    """Evaluate a masked LM on the first sentences of its corpus.
+
+    Args:
+        objective: The model with the held-out text, under uniform masks of 15 %.
+        sentences: How many; all, if there are fewer.
+        masks: Masks of each.
+        batch: Cells at once.
+
+    Returns:
+        Loss and accuracy.
+    """
+    count = min(sentences, len(objective))
+    losses, hits = [], []
+    with torch.no_grad(), evaluating(objective.model):
+        for start in range(0, count, max(1, batch // masks)):
+            data = range(start, min(start + max(1, batch // masks), count))
+            cells = objective.draw(data, (masks,), _SEED)
+            logits = objective.logits(cells)
+            weights = cells["target_weights"]
+            losses.append((objective.target_losses(logits, cells).double() * weights).sum(dim=1).view(-1, masks))
+            hits.append(((logits.argmax(dim=-1) == cells["target_ids"]) * weights).sum(dim=1).view(-1, masks))
+    loss, hit = (torch.cat(parts).mean(dim=1).cpu().numpy() for parts in (losses, hits))
+    return Quality(*_mean(loss), *_mean(hit), count)
+
+
+def _mean(values: np.ndarray) -> tuple[float, float]:
+    return float(values.mean()), float(values.std(ddof=1) / sqrt(len(values))) if len(values) > 1 else 0.0

@@ -1,0 +1,81 @@
+"""The encoder of a recipe: an architecture from scratch, or a checkpoint, which must go with the tokenizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradvar.errors import GradvarError
+from gradvar.huggingface.checkpoint import load_checkpoint, longest_sequence, quiet
+from gradvar.masking.proposal import nearest
+from gradvar.training.recipe import Model
+
+
+def build_encoder(spec: Model, tokenizer: Any, max_length: int, seed: int) -> nn.Module:
+    """Make the masked LM that a recipe asks for, in training mode.
+
+    Args:
+        spec: The model's part of the recipe.
+        tokenizer: Of the data.
+        max_length: Tokens of a sequence.
+        seed: Of first weights.
+
+    Returns:
+        The model, in float32 on the CPU.
+
+    Raises:
+        GradvarError: If there is no such architecture or checkpoint, if a key of its configuration is none, or if it
+            does not go with the tokenizer.
+    """
+    model = _from_scratch(spec, tokenizer, seed) if spec.source is None else _from_checkpoint(spec.source, tokenizer)
+    longest = longest_sequence(model, tokenizer)
+    if max_length > longest:
+        raise GradvarError(
+            f"data.max_length {max_length} is beyond the {longest} positions of the model; lower it, or raise "
+            "model.config.max_position_embeddings"
+        )
+    return model.train()
+
+
+def _from_scratch(spec: Model, tokenizer: Any, seed: int) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForMaskedLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    kind = spec.architecture or ""
+    if kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise GradvarError(
+            f"model.architecture '{kind}' has no masked LM{nearest(kind, MODEL_FOR_MASKED_LM_MAPPING_NAMES)}"
+        )
+    special = {
+        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep", "bos", "eos")
+    }
+    special["bos_token_id"] = special["bos_token_id"] or special["cls_token_id"]
+    special["eos_token_id"] = special["eos_token_id"] or special["sep_token_id"]
+    default: Any = AutoConfig.for_model(kind)
+    known = {*default.to_dict(), *default.attribute_map}
+    for key in spec.config:
+        if key not in known:
+            raise GradvarError(f"model.config has no key '{key}' for '{kind}'{nearest(key, sorted(known))}")
+    try:
+        config = AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer), **special, **spec.config})
+        with quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model: nn.Module = AutoModelForMaskedLM.from_config(config)
+    except Exception as error:  # a library's whole variety of complaints about sizes that do not fit
+        said = str(error).split("\n")[0] or type(error).__name__
+        raise GradvarError(f"model.config makes no '{kind}' ({said}); correct it") from error
+    return model.float()
+
+
+def _from_checkpoint(source: str, tokenizer: Any) -> nn.Module:
+    loaded = load_checkpoint(source, allow_random_head=True)
+    mine, theirs = tokenizer.get_vocab(), loaded.tokenizer.get_vocab()
+    if mine != theirs:
+        other = next((token for token, i in theirs.items() if mine.get(token) != i), None) or "a token"
+        raise GradvarError(
+            f"the vocabulary of the data ({len(mine):,} tokens) is not that of {source} ({len(theirs):,}; '{other}' "
+            "differs); leave data.tokenizer out to take the checkpoint's"
+        )
+    return loaded.model

@@ -1,0 +1,386 @@
+"""What a run is made of, in YAML: sections of named values, each with a default where there is a sensible one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gradvar.errors import GradvarError
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """Values by name; unknown names are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Tokenizer(Section):
+    """The vocabulary: trained on the training text, or taken from a folder.
+
+    Attributes:
+        source: Folder of a tokenizer, or a hub name; None trains a WordPiece vocabulary.
+        vocabulary: Tokens of the trained one.
+        lowercase: Whether the trained one folds case.
+    """
+
+    source: str | None = None
+    vocabulary: Annotated[int, Field(ge=100)] = 8192
+    lowercase: bool = True
+
+
+class Data(Section):
+    """Text, and how it becomes sequences.
+
+    Attributes:
+        train: File of the training text, or a hub data set.
+        valid: File of the held-out text; None takes some documents of the training text.
+        valid_share: Share of the documents that are held out then.
+        max_length: Tokens of a sequence, special tokens included.
+        pack: Join the paragraphs of a document and cut them; otherwise a line is a sequence.
+        tokenizer: The vocabulary.
+    """
+
+    train: str | None = None
+    valid: str | None = None
+    valid_share: Share = 0.02
+    max_length: Annotated[int, Field(ge=3)] = 128
+    pack: bool = True
+    tokenizer: Tokenizer = Tokenizer()
+
+
+class Model(Section):
+    """The encoder: an architecture from scratch, or a checkpoint to go on from.
+
+    Attributes:
+        architecture: Name of a `transformers` model type that has a masked LM.
+        config: Fields of its configuration; vocabulary and special tokens follow from the tokenizer.
+        source: Folder of a checkpoint, or a hub name; an encoder without a masked-LM head gets a fresh one.
+    """
+
+    architecture: str | None = None
+    config: dict[str, Any] = {}
+    source: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Model:
+        if (self.architecture is None) == (self.source is None):
+            raise ValueError("give 'architecture' (from scratch) or 'source' (a checkpoint), one of the two")
+        if self.source is not None and self.config:
+            raise ValueError("'config' belongs to an architecture from scratch; a checkpoint has its own")
+        return self
+
+
+class Masking(Section):
+    """How masks are chosen.
+
+    Attributes:
+        proposal: ``score/design``, see ``gradvar compare``, or ``uniform/epoch-stratified``.
+        mask_rate: Share of the maskable positions that are targets.
+        replacement: Percentages of the mask token, of random tokens, of tokens that stay.
+        masks: Masks of a sentence in one step; None takes those of one draw, which is one but for ``disjoint:K``.
+        weighting: ``sentence``, or ``token``: cells weighted by their targets.
+        contexts: Contexts of measured scores, such as ``oracle``.
+    """
+
+    proposal: str = "uniform/simple"
+    mask_rate: Share = 0.15
+    replacement: tuple[NotNegative, NotNegative, NotNegative] = (80, 10, 10)
+    masks: Count | None = None
+    weighting: Literal["sentence", "token"] = "sentence"
+    contexts: Count = 2
+
+
+class MapNetTraining(Section):
+    """The MAPNet of a run, where the proposal's score is ``mapnet`` or ``mapnet-permuted``.
+
+    Attributes:
+        target: ``logit``, free with every step, or ``gradient``: true norms, measured every so many steps.
+        every: Steps between two measurements of true norms; 1 for ``logit``.
+        loss: ``variance``, ``kl`` or ``log-regression``; see :mod:`gradvar.mapnet.losses`.
+        weight: Of its loss beside the encoder's, of which nothing but the learning rate's meaning depends.
+        learning_rate: Its own; the schedule is the encoder's.
+        weight_decay: Its own.
+        calibrate_every: Steps between two looks of the online calibration, which sets exponent and epsilon unless the
+            proposal gives one of them.
+        into_encoder: Let its gradient into the encoder's token embeddings.
+        shape: Fields of :class:`gradvar.mapnet.config.MapNetConfig`; the width is what a tenth of the encoder affords.
+    """
+
+    target: Literal["logit", "gradient"] = "logit"
+    every: Count = 1
+    loss: Literal["variance", "kl", "log-regression"] = "variance"
+    weight: Positive = 1.0
+    learning_rate: Positive = 4e-3
+    weight_decay: NotNegative = 0.05
+    calibrate_every: Count = 8
+    into_encoder: bool = False
+    shape: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _free(self) -> MapNetTraining:
+        if self.target == "logit" and self.every != 1:
+            raise ValueError("'every' belongs to target: gradient; logit norms come with every step")
+        return self
+
+
+class Training(Section):
+    """The optimisation.
+
+    Attributes:
+        steps: Budget in optimizer steps; give one of the three budgets.
+        tokens: Budget in tokens that the model is shown, special ones included, each mask anew.
+        seconds: Budget in seconds of training.
+        batch: Cells of a step, of all processes and micro-batches together: sentences times their masks.
+        accumulation: Micro-batches of a step on each process.
+        learning_rate: Peak.
+        schedule: Name of a `transformers` schedule; it follows the budget.
+        warmup: Share of the budget in which the learning rate rises.
+        weight_decay: Of matrices; biases and norms have none.
+        betas: Of AdamW.
+        clip: Largest gradient norm of the encoder, and by itself of the MAPNet; 0 does not clip.
+        bf16: Mixed precision.
+        compile: Compile the encoder.
+        workers: Processes that load data.
+    """
+
+    steps: Count | None = None
+    tokens: Count | None = None
+    seconds: Positive | None = None
+    batch: Count = 32
+    accumulation: Count = 1
+    learning_rate: Positive = 1e-3
+    schedule: str = "cosine"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    weight_decay: NotNegative = 0.01
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
+    clip: NotNegative = 1.0
+    bf16: bool = False
+    compile: bool = False
+    workers: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Training:
+        if sum(x is not None for x in (self.steps, self.tokens, self.seconds)) != 1:
+            raise ValueError("give one budget: 'steps', 'tokens' or 'seconds'")
+        return self
+
+
+class Evaluation(Section):
+    """Held-out loss under fixed uniform masks of 15 %, whatever the training masks are.
+
+    Attributes:
+        every: Steps between two; None for the end alone.
+        sentences: How many held-out sentences; all, if there are fewer.
+        masks: Masks of each.
+        batch: Cells at once.
+    """
+
+    every: Count | None = 500
+    sentences: Annotated[int, Field(ge=2)] = 512
+    masks: Count = 1
+    batch: Count = 64
+
+
+class Watch(Section):
+    """The gradient variance of the live model.
+
+    Attributes:
+        every: Steps between two looks; None for none.
+        sentences: Held-out sentences of a look.
+        masks: Masks of each.
+        contexts: Contexts of the gradients of single positions, which the ceilings and the MAPNet's worth take.
+    """
+
+    every: Count | None = None
+    sentences: Annotated[int, Field(ge=8)] = 16
+    masks: Annotated[int, Field(ge=4)] = 4
+    contexts: Annotated[int, Field(ge=2)] = 2
+
+
+class Saving(Section):
+    """Checkpoints and logs.
+
+    Attributes:
+        every: Steps between two checkpoints; None for the end alone.
+        keep: How many are kept, the latest.
+        log_every: Steps between two lines of `metrics.jsonl`.
+        loggers: Names of `transformers` loggers beside `metrics.jsonl`, such as ``tensorboard`` or ``wandb``.
+    """
+
+    every: Count | None = 500
+    keep: Count = 2
+    log_every: Count = 50
+    loggers: tuple[str, ...] = ("tensorboard",)
+
+
+class Recipe(Section):
+    """A whole run.
+
+    Attributes:
+        seed: Of everything random.
+        data: The text.
+        model: The encoder.
+        masking: The masks.
+        mapnet: The MAPNet.
+        training: The optimisation.
+        evaluation: The held-out loss.
+        watch: The gradient variance.
+        saving: Checkpoints and logs.
+    """
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    data: Data = Data()
+    model: Model
+    masking: Masking = Masking()
+    mapnet: MapNetTraining = MapNetTraining()
+    training: Training
+    evaluation: Evaluation = Evaluation()
+    watch: Watch = Watch()
+    saving: Saving = Saving()
+
+
+_ALTERNATIVES = {"training": ("steps", "tokens", "seconds")}
+"""Keys of which one is given: an override takes the place of the others."""
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: A YAML file.
+        overrides: ``section.key=value`` each, the value in YAML; later ones win.
+        values: More of them, by ``section.key``; they win.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        GradvarError: If the file cannot be read, or a key or value is none; the message suggests the nearest key.
+    """
+    try:
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GradvarError(f"the recipe '{path}' cannot be read ({error.strerror}); give a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise GradvarError(f"the recipe '{path}' is not UTF-8 text; give a YAML file") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise GradvarError(f"{path}{where}: not YAML ({getattr(error, 'problem', error)}); correct it") from error
+    if not isinstance(found, dict):
+        raise GradvarError(f"{path} holds no sections; a recipe is 'section:' with 'key: value' lines below")
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise GradvarError(f"'{text}' is no override; write section.key=value, like training.learning_rate=1e-3")
+        try:
+            _override(found, key.strip(), yaml.safe_load(value))
+        except yaml.YAMLError:
+            raise GradvarError(f"'{text}': the value is not YAML; put it in quotes") from None
+    for key, given in (values or {}).items():
+        _override(found, key, given)
+    return recipe_of(found, str(path))
+
+
+def recipe_of(values: Mapping[str, Any], place: str) -> Recipe:
+    """Check the values of a recipe.
+
+    Args:
+        values: As YAML or JSON gives them.
+        place: Where they come from, for messages.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        GradvarError: If a key or value is none.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise GradvarError(f"{place}: {_first(error)}") from None
+
+
+def changed(one: Recipe, other: Recipe) -> list[str]:
+    """List the keys in which two recipes differ, as ``section.key``."""
+    mine, theirs = _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+    return sorted(key for key in {*mine, *theirs} if mine.get(key, ...) != theirs.get(key, ...))
+
+
+def write_recipe(recipe: Recipe) -> str:
+    """Write a recipe as YAML, with every value."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _override(values: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value into nested ones, by ``section.key``."""
+    *sections, last = key.split(".")
+    alternatives = _ALTERNATIVES.get(".".join(sections), ())
+    place: Any = values
+    for section in sections:
+        inner = place.get(section)
+        place[section] = dict(inner) if isinstance(inner, dict) else {}
+        place = place[section]
+    if last in alternatives and value is not None:
+        for other in alternatives:
+            place.pop(other, None)
+    place[last] = value
+
+
+def _first(error: ValidationError) -> str:
+    """Say the first thing that is wrong, in one line."""
+    found = error.errors(include_url=False)[0]
+    path = [str(part) for part in found["loc"]]
+    if found["type"] == "extra_forbidden":
+        known = _keys(path[:-1])
+        close = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        elsewhere = [name for name in _flat_keys() if name.rpartition(".")[2] == path[-1]]
+        hint = (
+            f"; did you mean '{close[0]}'?"
+            if close
+            else f"; did you mean {' or '.join(elsewhere)}?"
+            if elsewhere
+            else ";"
+        )
+        return f"unknown key '{'.'.join(path)}'{hint} there are {', '.join(known)}"
+    if found["type"] == "missing":
+        return f"'{'.'.join(path)}' is missing; see recipes/ for examples"
+    said = found["msg"].removeprefix("Value error, ")
+    where = f"{'.'.join(path)}: " if path else ""
+    given = "" if found["type"] == "value_error" else f", not {found['input']!r}"
+    return f"{where}{said[0].lower()}{said[1:]}{given}"
+
+
+def _keys(path: Sequence[str]) -> list[str]:
+    """Keys of the section at a path."""
+    section: Any = Recipe
+    for part in path:
+        section = section.model_fields[part].annotation
+    return list(section.model_fields)
+
+
+def _flat_keys() -> list[str]:
+    """All keys that there are, as ``section.key``."""
+    return [
+        f"{name}.{key}"
+        for name, field in Recipe.model_fields.items()
+        for key in getattr(field.annotation, "model_fields", {})
+    ]
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        path = f"{above}{name}"
+        found |= _flat(value, f"{path}.") if isinstance(value, dict) and value else {path: value}
+    return found

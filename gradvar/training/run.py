@@ -1,0 +1,234 @@
+"""From a recipe to a run's folder, and on from there."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainingArguments
+
+from gradvar import checkpoints
+from gradvar.errors import GradvarError
+from gradvar.provenance import command, versions
+from gradvar.training.callbacks import Interruption, MetricsFile, Terminal
+from gradvar.training.data import Prepared, lengths_of, prepare
+from gradvar.training.model import build_encoder
+from gradvar.training.order import Order
+from gradvar.training.recipe import Recipe, changed, recipe_of, write_recipe
+from gradvar.training.trainer import STATE, MaskProposalTrainer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+RECIPE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a session of a run ended.
+
+    Attributes:
+        run: The run's folder.
+        checkpoint: Its last whole checkpoint.
+        metrics: The last evaluation; empty where the run was interrupted.
+        steps: Steps that were done, of all sessions.
+        signal: What interrupted it, or None.
+    """
+
+    run: Path
+    checkpoint: Path | None
+    metrics: dict[str, float]
+    steps: int
+    signal: int | None
+
+
+def default_cache() -> Path:
+    """Where tokenised text is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradvar"
+
+
+def start(recipe: Recipe, out: Path, console: Console, cache: Path | None = None, cpu: bool = False) -> Ended:
+    """Begin a run.
+
+    Args:
+        recipe: What is to be done.
+        out: The run's folder; it must not exist, or be empty.
+        console: Where progress is shown.
+        cache: Where tokenised text is kept.
+        cpu: Use no GPU.
+
+    Returns:
+        How it ended.
+
+    Raises:
+        GradvarError: If it cannot be begun, or cannot go on; the message says why and what to do.
+    """
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        whole = checkpoints.last_whole(out) if out.is_dir() else None
+        remedy = f"go on with gradvar train --resume {out}, or give another folder" if whole else "give another folder"
+        raise GradvarError(f"--out {out} is there already; {remedy}")
+    return _run(recipe, out, console, cache, cpu, None)
+
+
+def resume(run: Path, console: Console, cache: Path | None = None, cpu: bool = False) -> Ended:
+    """Go on with a run from its last whole checkpoint.
+
+    Args:
+        run: Its folder.
+        console: Where progress is shown.
+        cache: Where tokenised text is kept.
+        cpu: Use no GPU.
+
+    Returns:
+        How it ended.
+
+    Raises:
+        GradvarError: If there is no whole checkpoint, the recipe was changed, or the text is another one.
+    """
+    last = checkpoints.last_whole(run)
+    if last is None:
+        what = "is no folder" if not run.is_dir() else "holds no whole checkpoint"
+        raise GradvarError(f"--resume {run}: it {what}; give the --out folder of a run that wrote one, or start anew")
+    saved = json.loads((last / STATE).read_text())
+    recipe = recipe_of(saved["recipe"], str(last / STATE))
+    path = run / RECIPE
+    if path.exists():
+        import yaml
+
+        if keys := changed(recipe, recipe_of(yaml.safe_load(path.read_text()), str(path))):
+            raise GradvarError(
+                f"{path} was changed since the run began ({', '.join(keys)}); restore it, or start a new run with it"
+            )
+    return _run(recipe, run, console, cache, cpu, last)
+
+
+def _run(recipe: Recipe, out: Path, console: Console, cache: Path | None, cpu: bool, last: Path | None) -> Ended:
+    args = _arguments(recipe, out, cpu)
+    first = args.process_index == 0
+    with args.main_process_first():
+        prepared = prepare(recipe.data, cache or default_cache(), recipe.model.source)
+    for line in prepared.summary():
+        console.print(line, highlight=False)
+    saved = json.loads((last / STATE).read_text()) if last else {}
+    if last and saved["data_sha256"] != prepared.sha256:
+        raise GradvarError(f"{recipe.data.train} is another text than the run began with; restore it, or start anew")
+    encoder = build_encoder(recipe.model, prepared.tokenizer, recipe.data.max_length, recipe.seed)
+    _set_steps(recipe, args, prepared)
+    trainer = MaskProposalTrainer(
+        encoder,
+        args,
+        prepared.train,
+        prepared.valid,
+        processing_class=prepared.tokenizer,
+        masking=recipe.masking,
+        mapnet=recipe.mapnet,
+        evaluation=recipe.evaluation,
+        seconds=recipe.training.seconds,
+    )
+    trainer.extra_state = {"recipe": recipe.model_dump(mode="json"), "data_sha256": prepared.sha256}
+    parameters = sum(p.numel() for p in encoder.parameters())
+    beside = f", MAPNet {sum(p.numel() for p in m.parameters()):,}" if (m := trainer.joint.mapnet) else ""
+    console.print(f"model: {type(encoder).__name__}, {parameters:,} parameters{beside}", highlight=False)
+    if first:
+        _write_front(recipe, out, last)
+    interruption, terminal = Interruption(trainer), Terminal(trainer, console)
+    for callback in (MetricsFile(out), interruption, terminal, *_loggers(recipe, out, first)):
+        trainer.add_callback(callback)
+    done = _steps_of(last)
+    finished = last is not None and (done >= args.max_steps or _seconds_used(recipe, saved))
+    try:
+        if finished:
+            trainer._load_from_checkpoint(str(last))
+        else:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+    finally:
+        interruption.silence()
+        terminal.close()
+    metrics = {} if interruption.signal else trainer.last_evaluation()
+    return Ended(out, checkpoints.last_whole(out), metrics, max(done, trainer.state.global_step), interruption.signal)
+
+
+def _arguments(recipe: Recipe, out: Path, cpu: bool) -> TrainingArguments:
+    spec, saving, every = recipe.training, recipe.saving, recipe.evaluation.every
+    try:
+        args = TrainingArguments(
+            output_dir=str(out),
+            seed=recipe.seed,
+            per_device_train_batch_size=1,  # known when the processes are
+            gradient_accumulation_steps=spec.accumulation,
+            max_steps=spec.steps or 1,
+            learning_rate=spec.learning_rate,
+            lr_scheduler_type=spec.schedule,
+            weight_decay=spec.weight_decay,
+            adam_beta1=spec.betas[0],
+            adam_beta2=spec.betas[1],
+            max_grad_norm=spec.clip,
+            warmup_steps=spec.warmup,
+            bf16=spec.bf16,
+            torch_compile=spec.compile,
+            use_cpu=cpu or not torch.cuda.is_available(),
+            dataloader_num_workers=spec.workers,
+            logging_steps=saving.log_every,
+            eval_strategy="no" if every is None else "steps",
+            eval_steps=every,
+            save_strategy="steps",
+            save_steps=saving.every or 2**40,
+            save_total_limit=saving.keep,
+            report_to=[name for name in saving.loggers if name != "tensorboard"] or "none",
+            disable_tqdm=True,
+            log_level="error",
+            log_level_replica="error",
+        )
+    except (ValueError, ImportError) as error:
+        raise GradvarError(f"the recipe's training section cannot be: {str(error).splitlines()[0]}") from error
+    parts = args.world_size * spec.accumulation
+    if spec.batch % parts:
+        raise GradvarError(
+            f"training.batch {spec.batch} cannot be shared among {args.world_size} processes with {spec.accumulation} "
+            f"micro-batches each; give a multiple of {parts}"
+        )
+    args.per_device_train_batch_size = spec.batch // parts
+    return args
+
+
+def _set_steps(recipe: Recipe, args: TrainingArguments, prepared: Prepared) -> None:
+    """Turn a budget in tokens into one in steps: the order of the sequences is known."""
+    if recipe.training.tokens is None:
+        return
+    from gradvar.training.joint import masks_of
+
+    masks = masks_of(recipe.masking)
+    order = Order(len(prepared.train), recipe.training.batch // masks, recipe.seed)
+    args.max_steps = order.steps_for(recipe.training.tokens, lengths_of(prepared.train) * masks)
+
+
+def _write_front(recipe: Recipe, out: Path, last: Path | None) -> None:
+    """Write what a reader of the folder wants to know first."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if last is None:
+            head = f"# {command()}\n# {', '.join(f'{name} {value}' for name, value in versions().items())}\n"
+            (out / RECIPE).write_text(head + write_recipe(recipe), encoding="utf-8")
+    except OSError as error:
+        raise GradvarError(f"--out {out} cannot be written ({error.strerror}); give another folder") from error
+
+
+def _loggers(recipe: Recipe, out: Path, first: bool) -> list[Any]:
+    if "tensorboard" not in recipe.saving.loggers or not first:
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations.integration_utils import TensorBoardCallback
+
+    return [TensorBoardCallback(SummaryWriter(str(out / "tensorboard")))]
+
+
+def _steps_of(checkpoint: Path | None) -> int:
+    return 0 if checkpoint is None else int(checkpoint.name.removeprefix(checkpoints.PREFIX))
+
+
+def _seconds_used(recipe: Recipe, saved: dict[str, Any]) -> bool:
+    return recipe.training.seconds is not None and saved["elapsed"] >= recipe.training.seconds
