@@ -79,8 +79,8 @@ def _say(ended: Any, out: Path) -> None:
         raise typer.Exit(128 + ended.signal)
     m = ended.metrics
     typer.echo(
-        f"held-out loss {m['eval_loss']:.4f} ± {m['eval_loss_se']:.4f} nats (standard error over sentences), perplexity "
-        f"{m['eval_perplexity']:.1f}, accuracy {m['eval_accuracy']:.1%}, after {ended.steps:,} steps"
+        f"held-out loss {m['eval_loss']:.4f} ± {m['eval_loss_se']:.4f} nats (standard error over sentences), "
+        f"perplexity {m['eval_perplexity']:.1f}, accuracy {m['eval_accuracy']:.1%}, after {ended.steps:,} steps"
     )
     typer.echo(
         f"wrote {out}: {', '.join(sorted(path.name for path in out.iterdir()))}; last checkpoint {ended.checkpoint}"

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradvar import checkpoints
 from gradvar.errors import GradvarError
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -37,12 +38,14 @@ class Checkpoint:
     Attributes:
         model: ``AutoModelForMaskedLM`` in evaluation mode.
         tokenizer: Its tokenizer.
+        folder: Where it lies.
         sha256: Hash of the configuration and the weight files.
         max_length: Longest sequence that the model takes.
     """
 
     model: nn.Module
     tokenizer: Any
+    folder: Path
     sha256: str
     max_length: int
 
@@ -53,7 +56,7 @@ def load_checkpoint(
     """Load a masked LM and its tokenizer from a folder, or from the hub where there is a network.
 
     Args:
-        source: A folder as ``save_pretrained`` writes it, or a hub name.
+        source: A folder as ``save_pretrained`` writes it, a run's folder, or a hub name; see :func:`locate`.
         dtype: ``float32`` or ``float64``, whatever the file holds.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         allow_random_head: Accept a checkpoint without a masked-LM head; it gets a random one (seed 0).
@@ -70,12 +73,12 @@ def load_checkpoint(
     folder = locate(source)
     _check_config(folder)
     weights = _weight_files(folder)
-    tokenizer = tokenizer_of(folder)
 
     from transformers import AutoConfig, AutoModelForMaskedLM
 
     with quiet():
         _attempt(folder, "configuration", lambda: AutoConfig.from_pretrained(folder, local_files_only=True))
+        tokenizer = tokenizer_of(folder)
         torch.manual_seed(0)
         model, report = _attempt(
             folder,
@@ -95,7 +98,7 @@ def load_checkpoint(
             f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model {vocabulary}; they do not match"
         )
     model = model.to(where).eval()
-    return Checkpoint(model, tokenizer, _digest(weights), longest_sequence(model, tokenizer))
+    return Checkpoint(model, tokenizer, folder, _digest(weights), longest_sequence(model, tokenizer))
 
 
 def tokenizer_of(folder: Path) -> Any:
@@ -163,7 +166,7 @@ def locate(source: str | Path) -> Path:
     """
     path = Path(source)
     if os.path.isdir(path):  # unlike Path.is_dir, no error where the name is too long
-        return path
+        return path if (path / "config.json").exists() else checkpoints.last_whole(path) or path
     if os.path.exists(path):
         raise GradvarError(f"--checkpoint {source} is a file; give the folder that holds config.json and the weights")
     missing = f"no checkpoint at '{source}': no such folder"

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from gradvar.dropout import keyed_dropout
 from gradvar.errors import GradvarError
-from gradvar.huggingface.checkpoint import load_checkpoint
+from gradvar.huggingface.checkpoint import load_checkpoint, locate
 from gradvar.huggingface.corpus import Corpus, load_corpus
 from gradvar.huggingface.forward import embedding_shape
 from gradvar.huggingface.masked_model import MaskedModel
 from gradvar.huggingface.scoring import Scoring
+from gradvar.mapnet.files import CONFIG as MAPNET
 from gradvar.mapnet.network import MapNet
 from gradvar.mapnet.score import MapNetScore
 from gradvar.masking.cells import Cells
@@ -107,7 +108,7 @@ class MaskedLM(MaskedModel):
 
     def _fitted(self, mapnet: MapNet | str | Path) -> dict[str, Score]:
         """Scores by a fitted network."""
-        network = mapnet if isinstance(mapnet, MapNet) else MapNet.from_pretrained(mapnet)
+        network = mapnet if isinstance(mapnet, MapNet) else MapNet.from_pretrained(_folder_of(mapnet))
         network.check_fits(*embedding_shape(self.model))
         score = MapNetScore(network.to(self.device).eval())
         return {"mapnet": score, "mapnet-permuted": Permuted(score)}
@@ -223,6 +224,8 @@ class MaskedLM(MaskedModel):
         loaded = load_checkpoint(checkpoint, dtype=dtype, device=device, allow_random_head=allow_random_head)
         if max_length > loaded.max_length:
             raise GradvarError(f"--max-length {max_length} is beyond the {loaded.max_length} positions of {checkpoint}")
+        if options.get("mapnet") is None and (loaded.folder / MAPNET).is_file():
+            options["mapnet"] = loaded.folder  # the one that was trained with it
         objective = cls(loaded.model, loaded.tokenizer, read(loaded.tokenizer), **options)
         objective.checkpoint, objective.checkpoint_sha256 = str(checkpoint), loaded.sha256
         return objective
@@ -370,6 +373,11 @@ class MaskedLM(MaskedModel):
                 table["weight"].append(float(self._weights[sentence]))
                 table["target_weights"].append(batch["target_weights"][cell].tolist())
         return table
+
+
+def _folder_of(mapnet: str | Path) -> str | Path:
+    """Return the folder of a MAPNet; that of a run stands for its last whole checkpoint."""
+    return locate(mapnet) if Path(mapnet).is_dir() else mapnet
 
 
 def _check_dropout(model: nn.Module, sample: Tensor) -> None:

@@ -167,12 +167,8 @@ def _read_hub(name: str) -> Rows:
     missing = f"no data at '{name}': no such file"
     if name.startswith((".", "~", "/")) or name.endswith((*_SUFFIXES, ".xz", ".gz")) or not _HUB_NAME.fullmatch(name):
         raise GradvarError(f"{missing}; give the path of a .txt, .jsonl or .parquet file")
-    try:
-        import datasets
-    except ImportError as error:
-        raise GradvarError(
-            f"{missing}; to read it as a hub data set, install the extra: pip install 'gradvar[hub]'"
-        ) from error
+    import datasets
+
     try:
         stream = datasets.load_dataset(name, split="train", streaming=True)
         records = [(f"{name}, row {n}", row) for n, row in enumerate(islice(stream, HUB_DOCUMENTS), 1)]

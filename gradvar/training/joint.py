@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from gradvar.errors import GradvarError
 from gradvar.huggingface.forward import embedding_shape, encoder_flops_per_token
@@ -154,13 +155,14 @@ class JointModel(nn.Module):
         if self.masking.weighting == "token":
             assert self._mean_targets is not None
             weights = weights * masks.valid.sum(dim=1, keepdim=True) / self._mean_targets
-        nll = self.masked.target_losses(logits, batch)
+        nll, norms = cross_entropy(logits, batch["target_ids"])
         losses = (nll * weights.to(nll.dtype)).sum(dim=1)
         loss = losses.mean()
         self._tally(cells=torch.ones_like(losses), loss=losses, targets=masks.valid)
-        self._tally(weight=weights, weight2=weights.square(), tokens=sentences.attended.double() * self.masks)
+        relative = masks.weights * masks.valid.sum(dim=1, keepdim=True)  # to uniform masks'
+        self._tally(weight=relative, weight2=relative.square(), tokens=sentences.attended.double() * self.masks)
         if self.mapnet is not None:
-            own = self._mapnet_loss(sentences, masks, scores, batch, logits.detach(), int(step[0]))
+            own = self._mapnet_loss(sentences, masks, scores, batch, logits.detach(), norms, int(step[0]))
             loss = loss + self.options.weight * (own - own.detach())
         return {"loss": loss}
 
@@ -205,23 +207,28 @@ class JointModel(nn.Module):
         return exponent, replace(self.proposal, design=replace(design, epsilon=epsilon))
 
     def _mapnet_loss(
-        self, sentences: Sentences, masks: Masks, scores: Tensor, batch: Mapping[str, Tensor], logits: Tensor, step: int
+        self,
+        sentences: Sentences,
+        masks: Masks,
+        scores: Tensor,
+        batch: Mapping[str, Tensor],
+        logits: Tensor,
+        norms: Tensor,
+        step: int,
     ) -> Tensor:
         """Compute MAPNet's loss by the targets drawn, and tally what its scale and its calibration want to know."""
         assert self._live is not None
         said, self._live.said = self._live.said, None
         assert said is not None
-        if self.options.target == "logit":
-            norms = logit_norms(logits, batch["target_ids"])
-        elif step % self.options.every == 0:
+        if step % self.options.every:
+            return said.sum() * 0.0  # DDP waits for a gradient of every parameter
+        if self.options.target == "gradient":
             with evaluating(self.encoder):
                 norms = self._scoring.fresh().at_masks("gradient", sentences, masks)
-        else:
-            return said.sum() * 0.0  # DDP waits for a gradient of every parameter
         weights = self._unbiased_weights(sentences, masks, scores)
         norms = norms.double() * masks.valid
         self._tally(norm2=weights * norms.square())
-        looks = step % (self.options.every if self.options.target == "gradient" else self.options.calibrate_every) == 0
+        looks = self.options.target == "gradient" or step % self.options.calibrate_every == 0
         if self.calibration is not None and looks:
             raw = positive(said.detach().double().exp(), sentences, "mapnet")
             design = self.proposal.design
@@ -319,20 +326,41 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-def logit_norms(logits: Tensor, targets: Tensor) -> Tensor:
-    """Norms ``|p - y|`` of the gradient of the cross-entropy at its logits.
+class _CrossEntropy(torch.autograd.Function):
+    """Cross-entropies, and the norms of their gradients at the logits, of one table of probabilities."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = logits.log_softmax(dim=-1)
+        nll = -log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        p = log_p.exp_()
+        own = (-nll).exp()
+        norms = (torch.linalg.vector_norm(p, dim=-1).square() - 2 * own + 1).clamp(min=0).sqrt()
+        ctx.save_for_backward(p, targets)
+        ctx.mark_non_differentiable(norms)
+        return nll, norms
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        p, targets = ctx.saved_tensors
+        scaled = p * gradient.unsqueeze(-1)
+        return scaled.scatter_add_(-1, targets.unsqueeze(-1), -gradient.unsqueeze(-1)), None
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute cross-entropies, and the norms ``|p - y|`` of their gradients at the logits, which cost nothing more.
 
     Args:
-        logits: ``[cells, targets, vocabulary]``.
+        logits: ``[cells, targets, vocabulary]``; half precision becomes float32.
         targets: ``[cells, targets]`` int64.
 
     Returns:
-        ``[cells, targets]``, in the logits' precision or float32, if that is more.
+        ``[cells, targets]`` cross-entropies in nats, and norms without a graph.
     """
-    log_p = logits.float().log_softmax(dim=-1) if logits.dtype != torch.float64 else logits.log_softmax(dim=-1)
-    own = log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1).exp()
-    together = log_p.exp_().square_().sum(dim=-1)
-    return (together - 2 * own + 1).clamp(min=0).sqrt()
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    found: tuple[Tensor, Tensor] = _CrossEntropy.apply(logits, targets)  # type: ignore[no-untyped-call]
+    return found
 
 
 def _squared_errors(logits: Tensor, batch: Mapping[str, Tensor], masks: Masks) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 
 from gradvar import checkpoints
 from gradvar.errors import GradvarError
@@ -135,6 +135,7 @@ def _run(recipe: Recipe, out: Path, console: Console, cache: Path | None, cpu: b
     console.print(f"model: {type(encoder).__name__}, {parameters:,} parameters{beside}", highlight=False)
     if first:
         _write_front(recipe, out, last)
+    trainer.remove_callback(PrinterCallback)
     interruption, terminal = Interruption(trainer), Terminal(trainer, console)
     for callback in (MetricsFile(out), interruption, terminal, *_loggers(recipe, out, first)):
         trainer.add_callback(callback)

@@ -60,7 +60,7 @@ def test_defaults_are_written_one_way(text, shown):
     assert str(parse_proposal(text)) == shown
 
 
-DESIGN_NAMES = "simple, midzuno, conditional-poisson, pool, pps, disjoint, hard, span, whole-word"
+DESIGN_NAMES = "simple, midzuno, conditional-poisson, pool, pps, disjoint, epoch-stratified, hard, span, whole-word"
 SCORE_NAMES = "uniform, oracle, logit, last-layer, loss, frequency, mapnet, mapnet-permuted, file=PATH"
 
 
