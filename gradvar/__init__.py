@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from gradvar.report.writer import write_report
     from gradvar.shading import score_tokens
     from gradvar.study import decompose
+    from gradvar.training.joint import JointModel
+    from gradvar.training.recipe import MapNetTraining, Masking
+    from gradvar.training.trainer import MaskProposalTrainer
     from gradvar.verify import EngineCheck, check_engine
 
 # Public names are imported when first used, so that `gradvar --help` need not import torch.
@@ -41,9 +44,13 @@ _HOMES = {
     "EngineCheck": "gradvar.verify",
     "Estimate": "gradvar.decomposition.estimate",
     "GradvarError": "gradvar.errors",
+    "JointModel": "gradvar.training.joint",
     "Layer": "gradvar.report.result",
     "MapNet": "gradvar.mapnet.network",
+    "MapNetTraining": "gradvar.training.recipe",
+    "MaskProposalTrainer": "gradvar.training.trainer",
     "MaskedLM": "gradvar.huggingface.masked_lm",
+    "Masking": "gradvar.training.recipe",
     "Objective": "gradvar.objective",
     "Proposal": "gradvar.masking.proposal",
     "Replacement": "gradvar.masking.corruption",
@@ -69,9 +76,13 @@ __all__ = [
     "EngineCheck",
     "Estimate",
     "GradvarError",
+    "JointModel",
     "Layer",
     "MapNet",
+    "MapNetTraining",
+    "MaskProposalTrainer",
     "MaskedLM",
+    "Masking",
     "Objective",
     "Proposal",
     "Replacement",

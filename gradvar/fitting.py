@@ -21,7 +21,7 @@ from gradvar.mapnet.calibration import Calibration
 from gradvar.mapnet.config import default_config, flops_per_token
 from gradvar.mapnet.losses import LOSSES, Loss, check_mixing, language, variance
 from gradvar.mapnet.network import MapNet
-from gradvar.mapnet.score import log_scores, read, table
+from gradvar.mapnet.score import MapNetScore, log_scores, read, table
 from gradvar.masking.hashing import hash_key
 from gradvar.masking.masks import Sentences, chosen_of
 from gradvar.masking.proposal import nearest
@@ -140,16 +140,17 @@ def fit_mapnet(
     steps = _Steps(progress, held_out, contexts * round(objective.mean_length), trained)
     judge = Judge(objective, judged.tolist(), seed, steps.judged)
     curve = _train(network, objective, options, fitted, seed, judge, steps)
-    calibration = judge.calibrate(network)
+    score = MapNetScore(network)
+    calibration = judge.calibrate(score)
     fit = Fit(
         network=network,
         flops_share=flops_per_token(network.config, length) / flops,
         calibration=calibration,
         proposal=_proposal(calibration),
-        rank_correlation=judge.rank_correlation(network),
-        ceiling_share=judge.ceiling_share(network),
-        captured_share=judge.captured_share(network),
-        calibrated_ceiling_share=judge.calibrated_ceiling_share(network, calibration),
+        rank_correlation=judge.rank_correlation(score),
+        ceiling_share=judge.ceiling_share(score),
+        captured_share=judge.captured_share(score),
+        calibrated_ceiling_share=judge.calibrated_ceiling_share(score, calibration),
         others=judge.others(),
         curve=tuple(curve),
         study={
@@ -198,7 +199,8 @@ def _train(
             mine = torch.cat([log_scores(network, validation.rows(p.tolist()), objective.scoring) for p in parts])
             return float(variance(mine, validated, watched, validation.maskable))
 
-    curve = {0: judge.ceiling_share(network)}
+    score = MapNetScore(network)
+    curve = {0: judge.ceiling_share(score)}
     best_loss, best = validate(), _copy(network)  # as it begins, it scores all positions alike
     loss_of, seen, checkpoint = _loss(options), 0, 64
     optimiser, schedule = _optimiser(network, options, (len(data) - cut) // _BATCH * options.epochs)
@@ -219,9 +221,9 @@ def _train(
             seen += len(batch)
             steps.fitted(seen)
             if seen >= checkpoint:
-                curve[seen] = judge.ceiling_share(network)
+                curve[seen] = judge.ceiling_share(score)
                 checkpoint *= 2
-        curve[seen] = judge.ceiling_share(network)
+        curve[seen] = judge.ceiling_share(score)
         if (value := validate()) < best_loss:
             best_loss, best = value, _copy(network)
     network.load_state_dict(best)

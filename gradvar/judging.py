@@ -1,4 +1,4 @@
-"""Judges a MAPNet by the true gradient norms of sentences that it has not seen."""
+"""Judges a MAPNet, or any other score, by the true gradient norms of sentences that it has not seen."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from gradvar.decomposition import ceilings
 from gradvar.decomposition.contributions import of_means
 from gradvar.decomposition.estimate import Estimate, unresolved
 from gradvar.mapnet.calibration import Calibration, calibrate, second_moments
-from gradvar.mapnet.network import MapNet
-from gradvar.mapnet.score import log_scores
 from gradvar.masking.hashing import hash_key
-from gradvar.masking.scores import Quantity
+from gradvar.masking.scores import Quantity, Score
 
 if TYPE_CHECKING:
     from gradvar.huggingface.masked_lm import MaskedLM
@@ -60,9 +58,10 @@ class Judge:
         self._ceiling = ceilings.position(norms, maskable, counts)
         self._uniform = np.array([x.mean() for x in self._squares]) / counts
 
-    def _scores(self, network: MapNet) -> list[np.ndarray]:
+    def _scores(self, score: Score) -> list[np.ndarray]:
+        """``[T]`` log scores a sentence."""
         with torch.no_grad():
-            found = log_scores(network, self.sentences, self._objective.scoring).double().cpu().numpy()
+            found = score(self.sentences, self._objective.scoring).log().cpu().numpy()
         return [found[row, own] for row, own in enumerate(self._maskable)]
 
     def _removed(self, scores: list[np.ndarray], exponent: float = 1.0, epsilon: float = 0.0) -> np.ndarray:
@@ -70,21 +69,21 @@ class Judge:
         left = second_moments(scores, self._squares, self._counts, exponent, epsilon) / np.array(self._counts)
         return self._uniform - left
 
-    def ceiling_share(self, network: MapNet) -> Estimate:
+    def ceiling_share(self, score: Score) -> Estimate:
         """Estimate removed over ceiling, of position weights by the raw scores."""
-        return self._share(self._removed(self._scores(network)), self._ceiling)
+        return self._share(self._removed(self._scores(score)), self._ceiling)
 
-    def calibrated_ceiling_share(self, network: MapNet, calibration: Calibration) -> Estimate:
+    def calibrated_ceiling_share(self, score: Score, calibration: Calibration) -> Estimate:
         """Estimate the same for the calibrated proposal, on the half that had no part in its choice."""
-        removed = self._removed(self._scores(network), calibration.exponent, calibration.epsilon)
+        removed = self._removed(self._scores(score), calibration.exponent, calibration.epsilon)
         return self._share(removed[1::2], self._ceiling[1::2])
 
-    def captured_share(self, network: MapNet) -> Estimate:
-        """Estimate removed by the network over removed by the oracle, both by inclusion mixed with a tenth of uniform.
+    def captured_share(self, score: Score) -> Estimate:
+        """Estimate removed by the score over removed by the oracle, both by inclusion mixed with a tenth of uniform.
 
         The oracle scores by all contexts but one and is judged by that one, each in turn.
         """
-        return self._share(self._removed(self._scores(network), 1.0, _MIXED), self._oracle())
+        return self._share(self._removed(self._scores(score), 1.0, _MIXED), self._oracle())
 
     def others(self) -> dict[str, Estimate]:
         """Estimate the ceiling share of scores that need no network, mixed likewise, and of the oracle itself.
@@ -104,18 +103,18 @@ class Judge:
             found[title] = self._share(self._removed(logs, exponent, _MIXED), self._ceiling)
         return found
 
-    def rank_correlation(self, network: MapNet) -> Estimate:
+    def rank_correlation(self, score: Score) -> Estimate:
         """Estimate the mean over sentences of Spearman's rank correlation with the measured norms.
 
         The norms are noisy (a few contexts), which makes the correlation smaller than that with the true ones.
         """
-        pairs = zip(self._scores(network), self._squares, strict=True)
+        pairs = zip(self._scores(score), self._squares, strict=True)
         values = [stats.spearmanr(s, f).statistic if np.ptp(s) > 0 and np.ptp(f) > 0 else 0.0 for s, f in pairs]
         return of_means(lambda m: m[0], np.array(values)[:, None]).clip(-1.0, 1.0)
 
-    def calibrate(self, network: MapNet) -> Calibration:
+    def calibrate(self, score: Score) -> Calibration:
         """Choose exponent and epsilon; see :func:`~gradvar.mapnet.calibration.calibrate`."""
-        return calibrate(self._scores(network), self._squares, self._counts)
+        return calibrate(self._scores(score), self._squares, self._counts)
 
     def _oracle(self) -> np.ndarray:
         removed = []

@@ -24,14 +24,28 @@ from gradvar.runner import Portion
 T = TypeVar("T")
 
 
+_by_itself = False
+
+
 def rank() -> int:
     """Return this process's number; 0 where there is only one."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() and not _by_itself else 0
 
 
 def world() -> int:
     """Count the processes."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _by_itself else 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let this process work as if there were no others, which wait for it or do something else."""
+    global _by_itself
+    before, _by_itself = _by_itself, True
+    try:
+        yield
+    finally:
+        _by_itself = before
 
 
 @contextmanager
@@ -96,6 +110,15 @@ def from_first(work: Callable[[], T]) -> T:
     box = [together(lambda: work() if rank() == 0 else None)]
     dist.broadcast_object_list(box, src=0)
     return box[0]  # type: ignore[return-value]  # what rank 0 made
+
+
+def all_rows(rows: np.ndarray) -> np.ndarray:
+    """Put the ranks' rows together, in the order of the ranks; all get them."""
+    if world() == 1:
+        return rows
+    parts: list[np.ndarray] = [rows] * world()
+    dist.all_gather_object(parts, rows)
+    return np.concatenate(parts)
 
 
 def gather(portion: Portion, count: int) -> Portion | None:

@@ -8,6 +8,7 @@ from math import exp, sqrt
 import numpy as np
 import torch
 
+from gradvar import ranks
 from gradvar.huggingface.masked_lm import MaskedLM
 from gradvar.training.joint import evaluating
 
@@ -50,19 +51,20 @@ def evaluate(objective: MaskedLM, sentences: int, masks: int = 1, batch: int = 6
         batch: Cells at once.
 
     Returns:
-        Loss and accuracy.
+        Loss and accuracy, the same on all ranks, which share the sentences.
     """
-    count = min(sentences, len(objective))
-    losses, hits = [], []
+    count, at_once = min(sentences, len(objective)), max(1, batch // masks)
+    own = range(count)[ranks.share_of(count)]
+    found = [np.empty((0, 2))]
     with torch.no_grad(), evaluating(objective.model):
-        for start in range(0, count, max(1, batch // masks)):
-            data = range(start, min(start + max(1, batch // masks), count))
-            cells = objective.draw(data, (masks,), _SEED)
+        for start in range(0, len(own), at_once):
+            cells = objective.draw(own[start : start + at_once], (masks,), _SEED)
             logits = objective.logits(cells)
-            weights = cells["target_weights"]
-            losses.append((objective.target_losses(logits, cells).double() * weights).sum(dim=1).view(-1, masks))
-            hits.append(((logits.argmax(dim=-1) == cells["target_ids"]) * weights).sum(dim=1).view(-1, masks))
-    loss, hit = (torch.cat(parts).mean(dim=1).cpu().numpy() for parts in (losses, hits))
+            losses = objective.target_losses(logits.float(), cells)
+            hits = logits.argmax(dim=-1) == cells["target_ids"]
+            each = [(x.double() * cells["target_weights"]).sum(dim=1) for x in (losses, hits)]
+            found.append(torch.stack(each, dim=1).view(-1, masks, 2).mean(dim=1).cpu().numpy())
+    loss, hit = ranks.all_rows(np.concatenate(found)).T
     return Quality(*_mean(loss), *_mean(hit), count)
 
 

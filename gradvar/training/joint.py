@@ -27,7 +27,7 @@ from gradvar.masking.hashing import hash_key
 from gradvar.masking.masks import Masks, Sentences, chosen_of
 from gradvar.masking.pps import PPS
 from gradvar.masking.proposal import LATER, Proposal, parse_proposal
-from gradvar.masking.scores import Permuted, Power, Score, Task, Uniform, positive
+from gradvar.masking.scores import Permuted, Power, Score, Task, Uniform, plain, positive
 from gradvar.masking.units import Successive, near_inclusion
 from gradvar.training.recipe import MapNetTraining, Masking
 
@@ -197,14 +197,22 @@ class JointModel(nn.Module):
 
     @property
     def in_use(self) -> tuple[float, Proposal]:
-        """Exponent of the scores, and the proposal by which masks are drawn then: those of the calibration, if any."""
+        """Exponent of the scores, and the proposal that they are for: those of the calibration, if there is one."""
         if self.calibration is None:
             return 1.0, self.proposal
         exponent, epsilon = self.calibration.chosen
         if exponent == 0:
-            return 1.0, Proposal(mask_rate=self.mask_rate)
+            return 1.0, Proposal(mask_rate=self.proposal.mask_rate)
         design: Any = self.proposal.design
         return exponent, replace(self.proposal, design=replace(design, epsilon=epsilon))
+
+    @property
+    def in_words(self) -> str:
+        """The proposal in use, as text that other commands read."""
+        exponent, used = self.in_use
+        score, _, design = str(used).rpartition("/")
+        power = "" if exponent == 1 else f"^{plain(exponent)}"
+        return f"{score}{power}/{design}"
 
     def _mapnet_loss(
         self,

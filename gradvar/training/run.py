@@ -20,6 +20,7 @@ from gradvar.training.model import build_encoder
 from gradvar.training.order import Order
 from gradvar.training.recipe import Recipe, changed, recipe_of, write_recipe
 from gradvar.training.trainer import STATE, MaskProposalTrainer
+from gradvar.training.watch import VarianceWatch
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -137,7 +138,8 @@ def _run(recipe: Recipe, out: Path, console: Console, cache: Path | None, cpu: b
         _write_front(recipe, out, last)
     trainer.remove_callback(PrinterCallback)
     interruption, terminal = Interruption(trainer), Terminal(trainer, console)
-    for callback in (MetricsFile(out), interruption, terminal, *_loggers(recipe, out, first)):
+    watch = [VarianceWatch(trainer, prepared.valid, recipe.watch)] if recipe.watch.every else []
+    for callback in (MetricsFile(out), interruption, terminal, *_loggers(recipe, out, first), *watch):
         trainer.add_callback(callback)
     done = _steps_of(last)
     finished = last is not None and (done >= args.max_steps or _seconds_used(recipe, saved))

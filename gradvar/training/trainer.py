@@ -330,7 +330,7 @@ class MaskProposalTrainer(Trainer):
             raise GradvarError("there is no held-out text to evaluate on; pass eval_dataset")
         start, spec = time.perf_counter(), self.evaluation
         with self.paused():
-            quality = evaluate(self.studied(dataset), spec.sentences, spec.masks, spec.batch)
+            quality = evaluate(self.studied(dataset, mask_rate=MASK_RATE), spec.sentences, spec.masks, spec.batch)
         metrics = quality.metrics(metric_key_prefix)
         metrics[f"{metric_key_prefix}_seconds"] = time.perf_counter() - start
         self._evaluated = (self.state.global_step, metrics)
@@ -343,11 +343,12 @@ class MaskProposalTrainer(Trainer):
         step, metrics = self._evaluated
         return metrics if step == self.state.global_step else self.evaluate()
 
-    def studied(self, dataset: Any) -> MaskedLM:
-        """Return the live encoder with other sequences, to be studied.
+    def studied(self, dataset: Any, **options: Any) -> MaskedLM:
+        """Return the live encoder with other sequences, to be studied under uniform masks.
 
         Args:
             dataset: Sequences with ``input_ids``.
+            **options: As :class:`~gradvar.MaskedLM` takes them.
 
         Returns:
             The objective; the encoder's mode is as it was.
@@ -355,9 +356,9 @@ class MaskProposalTrainer(Trainer):
         if self._held_out is None or self._held_out[0] is not dataset:
             sequences = _Sequences(dataset)
             rows = tuple(sequences[i] for i in range(len(sequences)))
-            self._held_out = (dataset, Corpus(rows, "held-out text", "", sequences.longest, 0.0))
-        with evaluating(self.joint.encoder):
-            return MaskedLM(self.joint.encoder, self.processing_class, self._held_out[1], mask_rate=MASK_RATE)
+            self._held_out = (dataset, Corpus(rows, "held-out text", "", max(map(len, rows)), 0.0))
+        with evaluating(self.joint):
+            return MaskedLM(self.joint.encoder, self.processing_class, self._held_out[1], **options)
 
     # ---- checkpoints
 

@@ -1,0 +1,149 @@
+"""Watches the gradient variance of a model in training: `decompose` and `compare`, small and often."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_callback import TrainerControl, TrainerState
+
+from gradvar import ranks
+from gradvar.comparing import compare
+from gradvar.decomposition.estimate import Estimate
+from gradvar.huggingface.masked_lm import MaskedLM
+from gradvar.judging import Judge
+from gradvar.mapnet.score import MapNetScore
+from gradvar.masking.epochs import EpochStratified
+from gradvar.masking.scores import Permuted
+from gradvar.measure import sampling_order
+from gradvar.study import decompose
+from gradvar.training.joint import evaluating
+from gradvar.training.recipe import Watch
+
+if TYPE_CHECKING:
+    from gradvar.training.trainer import MaskProposalTrainer
+
+_SEED = 0  # of sentences and masks: the same at every look, and in every run
+
+
+class VarianceWatch(TrainerCallback):
+    """Measures, every so many steps, where the noise of the gradient comes from and what the proposal does to it.
+
+    The training is not touched: random numbers, modes and gradients are afterwards what they were, and the clock of a
+    budget in seconds stands still. What a look costs is logged with it.
+
+    Args:
+        trainer: Whose model.
+        dataset: Held-out sequences, of which always the same are taken.
+        spec: How often, and how much.
+    """
+
+    def __init__(self, trainer: MaskProposalTrainer, dataset: Any, spec: Watch) -> None:
+        self._trainer, self._dataset, self._spec = trainer, dataset, spec
+        self._looked = -1
+        self.seconds = 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Look at the model as it begins."""
+        if state.global_step == 0:
+            self._look(state)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Look, if it is time."""
+        if self._spec.every and state.global_step % self._spec.every == 0:
+            self._look(state)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Look at what it has become."""
+        if state.global_step >= state.max_steps:
+            self._look(state)
+
+    def _look(self, state: TrainerState) -> None:
+        if self._looked == state.global_step:
+            return
+        self._looked = state.global_step
+        trainer, start = self._trainer, time.perf_counter()
+        logs: dict[str, float] = {}
+        with trainer.paused():
+            if trainer.args.process_index == 0:
+                with untouched(trainer.joint), ranks.alone():
+                    logs = self._figures()
+            trainer.accelerator.wait_for_everyone()
+        spent = time.perf_counter() - start
+        self.seconds += spent
+        trainer.log(logs | {"watch/seconds": spent})
+
+    def _figures(self) -> dict[str, float]:
+        joint = self._trainer.joint
+        objective = self._trainer.studied(
+            self._dataset, mask_rate=joint.masking.mask_rate, mapnet=joint.mapnet, contexts=self._spec.contexts
+        )
+        return figures(objective, joint.in_words, self._spec)
+
+
+def figures(objective: MaskedLM, proposal: str, spec: Watch) -> dict[str, float]:
+    """Decompose the gradient variance, and compare a proposal with uniform masks.
+
+    Args:
+        objective: The masked LM under uniform masks, with the MAPNet, if there is one.
+        proposal: The proposal in use.
+        spec: How many sentences, masks and contexts.
+
+    Returns:
+        Components, shares and noise scales by level, the ceilings, variance and effective sample size of the proposal,
+        rank correlation and ceiling share of the MAPNet and the rank correlation of its placebo: each with its ends,
+        ``_low`` and ``_high``, where it is resolved.
+    """
+    count = min(spec.sentences, len(objective))
+    study = decompose(objective, sentences=count, masks=spec.masks, headroom=True, seed=_SEED)
+    found: dict[str, Estimate] = {"signal": study.gradient_norm2}
+    found |= {f"variance/{level}": value for level, value in study.components.items()}
+    found |= {f"share/{level}": value for level, value in study.shares.items()}
+    found |= {f"noise_scale/{level}": value for level, value in study.noise_scale.items()}
+    found |= {f"headroom/{name}": value for name, value in study.headroom.items()}
+    together = objective.read(proposal).design.cells
+    if not isinstance(objective.read(proposal).design, EpochStratified) and proposal != "uniform/simple":
+        masks = max(spec.masks, 2 * together)
+        row = compare(objective, [proposal], sentences=count, masks=masks, seed=_SEED).proposals[-1]
+        found |= {"proposal/variance_ratio": row.variance_ratio, "proposal/ess": row.ess}
+    if "mapnet" in objective.known_scores:
+        score = objective.known_scores["mapnet"]
+        assert isinstance(score, MapNetScore)
+        judge = Judge(objective, sampling_order(len(objective), _SEED)[:count].tolist(), _SEED)
+        found["mapnet/rank_correlation"] = judge.rank_correlation(score)
+        found["mapnet/ceiling_share"] = judge.ceiling_share(score)
+        found["mapnet/placebo_rank_correlation"] = judge.rank_correlation(Permuted(score))
+    logs: dict[str, float] = {}
+    for name, value in found.items():
+        parts = {"": value.estimate, "_low": value.low, "_high": value.high}
+        logs |= {f"{name}{end}": x for end, x in parts.items() if x is not None}
+    return logs
+
+
+@contextmanager
+def untouched(module: nn.Module) -> Iterator[None]:
+    """Leave random numbers, modes and gradients as they are, whatever the block does.
+
+    Args:
+        module: Whose modes and gradients.
+    """
+    gradients = [(p, p.grad, p.requires_grad) for p in module.parameters()]
+    states = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=list(devices)), evaluating(module):
+        for parameter, _, _ in gradients:
+            parameter.grad = None
+        try:
+            yield
+        finally:
+            for parameter, gradient, required in gradients:
+                parameter.grad, parameter.requires_grad = gradient, required
+            random.setstate(states[0])
+            np.random.set_state(states[1])
