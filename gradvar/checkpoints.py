@@ -42,18 +42,23 @@ def publish(staging: Path, run: Path, step: int) -> None:
         step: Of the checkpoint.
     """
     partial, place = folder_of(staging, step), folder_of(run, step)
-    sizes = {}
-    for path in sorted(p for p in partial.rglob("*") if p.is_file()):
-        _sync(path)
-        sizes[str(path.relative_to(partial))] = path.stat().st_size
-    (partial / MARKER).write_text(json.dumps({"files": sizes}, indent=1) + "\n")
-    _sync(partial / MARKER)
-    _sync(partial)
+    seal(partial)
     if place.exists():  # of the same step, from before a resume
         remove(place)
     partial.rename(place)
     _sync(run)
     discard(staging)
+
+
+def seal(folder: Path) -> None:
+    """Sync all files of a folder to the disk, and mark it whole."""
+    sizes = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        _sync(path)
+        sizes[str(path.relative_to(folder))] = path.stat().st_size
+    (folder / MARKER).write_text(json.dumps({"files": sizes}, indent=1) + "\n")
+    _sync(folder / MARKER)
+    _sync(folder)
 
 
 def is_whole(folder: Path) -> bool:
@@ -70,7 +75,7 @@ def whole(run: Path) -> list[Path]:
     numbered = []
     for path in run.glob(f"{PREFIX}*"):
         step = path.name.removeprefix(PREFIX)
-        if step.isdigit() and is_whole(path):
+        if step.isascii() and step.isdigit() and is_whole(path):
             numbered.append((int(step), path))
     return [path for _, path in sorted(numbered)]
 

@@ -51,7 +51,7 @@ class Checkpoint:
 
 
 def load_checkpoint(
-    source: str | Path, *, dtype: str = "float32", device: str = "cpu", allow_random_head: bool = False
+    source: str | Path, *, dtype: str = "float32", device: str = "cpu", allow_random_head: bool = False, seed: int = 0
 ) -> Checkpoint:
     """Load a masked LM and its tokenizer from a folder, or from the hub where there is a network.
 
@@ -59,7 +59,8 @@ def load_checkpoint(
         source: A folder as ``save_pretrained`` writes it, a run's folder, or a hub name; see :func:`locate`.
         dtype: ``float32`` or ``float64``, whatever the file holds.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
-        allow_random_head: Accept a checkpoint without a masked-LM head; it gets a random one (seed 0).
+        allow_random_head: Accept a checkpoint without a masked-LM head; it gets a random one.
+        seed: Of the random one.
 
     Returns:
         The checkpoint.
@@ -79,7 +80,7 @@ def load_checkpoint(
     with quiet():
         _attempt(folder, "configuration", lambda: AutoConfig.from_pretrained(folder, local_files_only=True))
         tokenizer = tokenizer_of(folder)
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model, report = _attempt(
             folder,
             "model",
@@ -151,12 +152,13 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def locate(source: str | Path) -> Path:
+def locate(source: str | Path, option: str = "--checkpoint") -> Path:
     """Find the folder of a checkpoint, on disk or through the hub.
 
     Args:
         source: A folder as ``save_pretrained`` writes it, a run's folder, which stands for its last whole checkpoint,
             or a hub name.
+        option: What the user calls it.
 
     Returns:
         The folder.
@@ -168,7 +170,7 @@ def locate(source: str | Path) -> Path:
     if os.path.isdir(path):  # unlike Path.is_dir, no error where the name is too long
         return path if (path / "config.json").exists() else checkpoints.last_whole(path) or path
     if os.path.exists(path):
-        raise GradvarError(f"--checkpoint {source} is a file; give the folder that holds config.json and the weights")
+        raise GradvarError(f"{option} {source} is a file; give the folder that holds config.json and the weights")
     missing = f"no checkpoint at '{source}': no such folder"
     if not _HUB_NAME.fullmatch(str(source)):
         raise GradvarError(f"{missing}; give a folder that save_pretrained wrote")
@@ -254,11 +256,11 @@ def _attempt(folder: Path, what: str, load: Any) -> Any:
         raise
     except Exception as error:  # safetensors, json, tokenizers and transformers raise unrelated types
         raise GradvarError(
-            f"the {what} in {folder} does not load ({_one_line(error)}); copy or save it again"
+            f"the {what} in {folder} does not load ({one_line(error)}); copy or save it again"
         ) from error
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Return what an error says, up to the first line that does not end in a colon."""
     said: list[str] = []
     for line in str(error).split("\n"):

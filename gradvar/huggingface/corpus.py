@@ -98,7 +98,12 @@ class Tally:
 
 
 def tokenised(
-    documents: Sequence[Sequence[str]], tokenizer: Any, max_length: int, pack: bool, tally: Tally | None = None
+    documents: Sequence[Sequence[str]],
+    tokenizer: Any,
+    max_length: int,
+    pack: bool,
+    tally: Tally | None = None,
+    option: str = "--max-length",
 ) -> Iterator[np.ndarray]:
     """Turn documents into sequences; see :func:`load_corpus`.
 
@@ -108,6 +113,7 @@ def tokenised(
         max_length: Tokens of a sequence.
         pack: Join the paragraphs of a document.
         tally: It is told what became of the text.
+        option: What the user calls ``max_length``.
 
     Yields:
         ``[length]`` int32 ids of a sequence.
@@ -118,9 +124,7 @@ def tokenised(
     prefix, suffix = special_frame(tokenizer)
     room = max_length - len(prefix) - len(suffix)
     if room < 1:
-        raise GradvarError(
-            f"--max-length {max_length} leaves no room beside {max_length - room} special tokens; raise it"
-        )
+        raise GradvarError(f"{option} {max_length} leaves no room beside {max_length - room} special tokens; raise it")
     tally = tally or Tally()
     least = max(1, _shortest(max_length) - len(prefix) - len(suffix) if pack else 1)
     special, unknown = set(tokenizer.all_special_ids), tokenizer.unk_token_id
@@ -156,13 +160,14 @@ def special_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     raise GradvarError("the tokenizer changes the text when it adds special tokens; gradvar cannot pack with it")
 
 
-def ready(rows: Rows, tokenizer: Any, max_length: int) -> list[np.ndarray]:
+def ready(rows: Rows, tokenizer: Any, max_length: int, option: str = "--max-length") -> list[np.ndarray]:
     """Check sequences that came as ``input_ids``.
 
     Args:
         rows: The sequences.
         tokenizer: What they were made with.
         max_length: Most tokens of one.
+        option: What the user calls it.
 
     Returns:
         ``[length]`` int32 ids of each.
@@ -174,7 +179,7 @@ def ready(rows: Rows, tokenizer: Any, max_length: int) -> list[np.ndarray]:
     for number, sequence in enumerate(rows.sequences, 1):
         if len(sequence) > max_length:
             raise GradvarError(
-                f"{rows.source}, row {number}: {len(sequence)} tokens; pass --max-length {len(sequence)} or cut it"
+                f"{rows.source}, row {number}: {len(sequence)} tokens; pass {option} {len(sequence)} or cut it"
             )
         if min(sequence) < 0 or max(sequence) >= len(tokenizer):
             raise GradvarError(

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
+from gradvar.errors import GradvarError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -53,8 +55,14 @@ class MetricsFile(TrainerCallback):
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:  # the Trainer's own last word
             return
         line = {"step": state.global_step} | {name: _plain(value) for name, value in logs.items()}
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line, allow_nan=False) + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line, allow_nan=False) + "\n")
+        except OSError as error:
+            raise GradvarError(
+                f"{self._path} cannot be written ({error.strerror}); make room, then gradvar train --resume "
+                f"{self._path.parent}"
+            ) from error
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

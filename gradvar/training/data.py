@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from gradvar import checkpoints
 from gradvar.errors import GradvarError
 from gradvar.huggingface.checkpoint import locate, tokenizer_of
 from gradvar.huggingface.corpus import Corpus, Tally, ready, tokenised
@@ -27,11 +29,13 @@ from gradvar.training.recipe import Data
 if TYPE_CHECKING:
     import datasets
 
-_FORMAT = 1  # of the cache; another one is made anew
+_FORMAT = 2  # of the cache; another one is made anew
 _SPLIT = 40  # stream of hashes
 _ROWS = 1000  # sequences of an Arrow record batch
 _LONGEST = 512  # tokens that a trained tokenizer says it takes, at least
-_DONE = "counts.json"
+_COUNTS = "counts.json"
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_ALPHABET, _FEWEST_LETTERS = 1000, 64  # characters that a trained vocabulary spells with, a sixteenth of it between
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Prepared:
         train: Training sequences, memory-mapped; a column ``input_ids``.
         valid: Held-out sequences.
         counts: What became of either text: a :class:`~gradvar.huggingface.corpus.Tally` and ``sequences``, by split.
-        sha256: Of everything that decides the content.
+        sha256: Of everything that decides the content, and of the vocabulary.
     """
 
     folder: Path
@@ -92,11 +96,16 @@ def prepare(data: Data, cache: Path, checkpoint: str | None = None) -> Prepared:
     if data.train is None:
         raise GradvarError("there is no text to train on; give --data FILE, or data.train in the recipe")
     source = data.tokenizer.source or checkpoint
-    tokenizer = None if source is None else tokenizer_of(locate(source))
+    tokenizer = (
+        None
+        if source is None
+        else tokenizer_of(locate(source, "data.tokenizer.source" if data.tokenizer.source else "model.source"))
+    )
     digests = [_digest(name) for name in (data.train, data.valid) if name is not None]
     decides = {
         "format": _FORMAT,
         "data": digests,
+        "kinds": [_kind(name) for name in (data.train, data.valid) if name is not None],
         "split": None if data.valid else data.valid_share,
         "max_length": data.max_length,
         "pack": data.pack,
@@ -105,14 +114,14 @@ def prepare(data: Data, cache: Path, checkpoint: str | None = None) -> Prepared:
     }
     sha256 = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
     folder = cache / f"text-{sha256[:16]}"
-    if not (folder / _DONE).is_file():
+    if not checkpoints.is_whole(folder):
         _make(data, tokenizer, folder)
     return _load(folder, sha256)
 
 
 def _make(data: Data, tokenizer: Any, folder: Path) -> None:
     """Write a folder of sequences under a temporary name, and rename it."""
-    train, valid = _splits(data)
+    train, valid = _splits(data, tokenizer)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".text-", dir=folder.parent))
@@ -125,14 +134,15 @@ def _make(data: Data, tokenizer: Any, folder: Path) -> None:
         counts = {}
         for name, rows in (("train", train), ("valid", valid)):
             counts[name] = _write(rows, tokenizer, data, partial / f"{name}.arrow")
-        (partial / _DONE).write_text(json.dumps(counts, indent=1) + "\n")
+        (partial / _COUNTS).write_text(json.dumps(counts, indent=1) + "\n")
+        checkpoints.seal(partial)
         if folder.exists():  # of another process, or broken
-            if (folder / _DONE).is_file():
+            if checkpoints.is_whole(folder):
                 return
             shutil.rmtree(folder)
         partial.rename(folder)
     except OSError as error:
-        if (folder / _DONE).is_file():
+        if checkpoints.is_whole(folder):
             return  # another process was faster
         raise GradvarError(f"the cache {folder.parent} cannot be written ({error.strerror}); give --cache") from error
     finally:
@@ -146,16 +156,27 @@ def _load(folder: Path, sha256: str) -> Prepared:
 
     with quiet():
         train, valid = (datasets.Dataset.from_file(str(folder / f"{name}.arrow")) for name in ("train", "valid"))
-    counts = json.loads((folder / _DONE).read_text())
-    return Prepared(folder, tokenizer_of(folder / "tokenizer"), train, valid, counts, sha256)
+    counts = json.loads((folder / _COUNTS).read_text())
+    tokenizer = tokenizer_of(folder / "tokenizer")
+    content = hashlib.sha256((sha256 + _fingerprint(tokenizer)).encode()).hexdigest()
+    return Prepared(folder, tokenizer, train, valid, counts, content)
 
 
-def _splits(data: Data) -> tuple[Rows, Rows]:
+def _splits(data: Data, tokenizer: Any) -> tuple[Rows, Rows]:
     """Read both texts, or hold out documents of one: which ones is a hash of their number."""
     assert data.train is not None
-    whole = read_rows(data.train)
-    if data.valid is not None:
-        return whole, read_rows(data.valid)
+    texts = [read_rows(name) for name in (data.train, data.valid) if name is not None]
+    for rows in texts:
+        if rows.sequences is not None:
+            if tokenizer is None:
+                raise GradvarError(
+                    f"{rows.source} holds input_ids, which need the tokenizer that made them; give "
+                    "data.tokenizer.source"
+                )
+            ready(rows, tokenizer, data.max_length, "data.max_length")  # with the rows' numbers in the file
+    whole = texts[0]
+    if len(texts) == 2:
+        return whole, texts[1]
     documents = whole.documents if whole.sequences is None else whole.sequences
     assert documents is not None
     if len(documents) < 2:
@@ -186,21 +207,26 @@ def train_tokenizer(rows: Rows, data: Data) -> Any:
 
     Returns:
         A Hugging Face tokenizer.
-
-    Raises:
-        GradvarError: If the text came as ``input_ids``.
     """
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertTokenizerFast  # type: ignore[attr-defined]
 
-    if rows.documents is None:
-        raise GradvarError(
-            f"{rows.source} holds input_ids, which need the tokenizer that made them; give data.tokenizer.source"
-        )
+    assert rows.documents is not None
     spec = data.tokenizer
     pieces = BertWordPieceTokenizer(lowercase=spec.lowercase)
-    text = (paragraph for document in rows.documents for paragraph in document)
-    pieces.train_from_iterator(text, vocab_size=spec.vocabulary, min_frequency=2, show_progress=False)
+    text = [paragraph for document in rows.documents for paragraph in document]
+    alphabet, inner = _alphabet(text, pieces, min(_ALPHABET, max(_FEWEST_LETTERS, spec.vocabulary // 16)))
+    # Named as first tokens, or else the trainer numbers what continues a word by the order of a randomised hash table.
+    pieces.train_from_iterator(
+        iter(text),
+        vocab_size=spec.vocabulary,
+        min_frequency=2,
+        show_progress=False,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        special_tokens=[*_SPECIAL, *alphabet, *(f"##{letter}" for letter in inner)],
+    )
+    pieces = BertWordPieceTokenizer(vocab=pieces.get_vocab(), lowercase=spec.lowercase)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "tokenizer.json")
         pieces.save(path)
@@ -208,18 +234,37 @@ def train_tokenizer(rows: Rows, data: Data) -> Any:
         return BertTokenizerFast(tokenizer_file=path, do_lower_case=spec.lowercase, model_max_length=longest)
 
 
+def _alphabet(text: Iterable[str], pieces: Any, most: int) -> tuple[list[str], list[str]]:
+    """Find the most frequent characters, in order, and those of them that continue a word."""
+    normalizer, splitter = pieces._tokenizer.normalizer, pieces._tokenizer.pre_tokenizer
+    spaced = Counter(word for paragraph in text for word in paragraph.split())
+    letters: Counter[str] = Counter()
+    continuing: set[str] = set()
+    for some, count in spaced.items():
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(some)):
+            continuing.update(word[1:])
+            for letter in word:
+                letters[letter] += count
+    kept = sorted(sorted(letters, key=lambda letter: (-letters[letter], letter))[:most])
+    return kept, [letter for letter in kept if letter in continuing]
+
+
 def _write(rows: Rows, tokenizer: Any, data: Data, path: Path) -> dict[str, int]:
     """Write sequences as an Arrow stream; return what became of the text."""
     tally = Tally()
     sequences: Iterable[np.ndarray]
     if rows.documents is None:
-        sequences = ready(rows, tokenizer, data.max_length)
-        tokens = sum(map(len, sequences))
-        tally = Tally(len(rows.sequences or ()), tokens, tokens)
+        sequences = ready(rows, tokenizer, data.max_length, "data.max_length")
+        frame = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        tokens = sum(token not in frame for row in rows.sequences or () for token in row)
+        unknown = sum((row.count(tokenizer.unk_token_id) for row in rows.sequences or ()), 0)
+        tally = Tally(len(rows.sequences or ()), tokens, tokens, unknown)
     else:
-        sequences = tokenised(rows.documents, tokenizer, data.max_length, data.pack, tally)
+        sequences = tokenised(rows.documents, tokenizer, data.max_length, data.pack, tally, "data.max_length")
     count = _write_arrow(sequences, path)
     if count == 0:
+        if not data.pack:
+            raise GradvarError(f"{rows.source} yields no sequence: no line of this part holds a token; give more text")
         raise GradvarError(
             f"{rows.source} yields no sequence: no document of this part reaches half of {data.max_length} tokens; "
             "give more text, lower data.max_length, or set data.pack to false (a line a sequence)"
@@ -259,9 +304,18 @@ def lengths_of(dataset: datasets.Dataset) -> np.ndarray:
 def _digest(source: str) -> str:
     """Hash a text without reading more of it than must be."""
     if os.path.isfile(source):
-        with open(source, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        try:
+            with open(source, "rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise GradvarError(f"data {source} cannot be read: {error.strerror}") from error
     return read_rows(source).sha256  # a hub data set, or an error that says what is wrong
+
+
+def _kind(source: str) -> str:
+    """Say as what a text is read."""
+    path = Path(source.lower().removesuffix(".xz").removesuffix(".gz"))
+    return path.suffix if os.path.isfile(source) else "hub"
 
 
 def _spec(data: Data) -> dict[str, Any]:
@@ -273,4 +327,6 @@ def _fingerprint(tokenizer: Any) -> str:
     """Hash what a tokenizer does."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    said = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    beside = json.dumps([said, int(tokenizer.model_max_length)], sort_keys=True)
+    return hashlib.sha256((text + beside).encode()).hexdigest()

@@ -146,8 +146,16 @@ class JointModel(nn.Module):
 
         Returns:
             ``loss``: the mean over cells of their weighted losses, in nats.
+
+        Raises:
+            GradvarError: If there is nothing to mask in a sentence, or weights overflow.
         """
         sentences = self.sentences(ids, row, epoch, step)
+        if bool((empty := sentences.totals == 0).any()):
+            raise GradvarError(
+                f"sequence {int(row[empty][0])} of the training data holds only special tokens; nothing in it can be "
+                "masked: leave it out"
+            )
         masks, scores = self.draw(sentences, row, epoch)
         batch = self.masked.corrupted(sentences, masks)
         logits = self.masked.logits(batch)

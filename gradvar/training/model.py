@@ -8,9 +8,12 @@ import torch
 from torch import nn
 
 from gradvar.errors import GradvarError
-from gradvar.huggingface.checkpoint import load_checkpoint, longest_sequence, quiet
+from gradvar.huggingface.checkpoint import load_checkpoint, longest_sequence, one_line, quiet
 from gradvar.masking.proposal import nearest
 from gradvar.training.recipe import Model
+
+_READ = {"deberta-v2": ("position_buckets", "share_att_key", "norm_rel_ebd", "conv_kernel_size", "conv_act")}
+"""What the code of an architecture reads though its configuration class does not list it."""
 
 
 def build_encoder(spec: Model, tokenizer: Any, max_length: int, seed: int) -> nn.Module:
@@ -29,12 +32,16 @@ def build_encoder(spec: Model, tokenizer: Any, max_length: int, seed: int) -> nn
         GradvarError: If there is no such architecture or checkpoint, if a key of its configuration is none, or if it
             does not go with the tokenizer.
     """
-    model = _from_scratch(spec, tokenizer, seed) if spec.source is None else _from_checkpoint(spec.source, tokenizer)
+    with torch.random.fork_rng():
+        if spec.source is None:
+            model = _from_scratch(spec, tokenizer, seed)
+        else:
+            model = _from_checkpoint(spec.source, tokenizer, seed)
     longest = longest_sequence(model, tokenizer)
     if max_length > longest:
+        raising = ", or raise model.config.max_position_embeddings" if spec.source is None else ""
         raise GradvarError(
-            f"data.max_length {max_length} is beyond the {longest} positions of the model; lower it, or raise "
-            "model.config.max_position_embeddings"
+            f"data.max_length {max_length} is beyond the {longest} positions of the model; lower it{raising}"
         )
     return model.train()
 
@@ -51,26 +58,34 @@ def _from_scratch(spec: Model, tokenizer: Any, seed: int) -> nn.Module:
     special = {
         f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep", "bos", "eos")
     }
-    special["bos_token_id"] = special["bos_token_id"] or special["cls_token_id"]
-    special["eos_token_id"] = special["eos_token_id"] or special["sep_token_id"]
+    for name, other in (("bos", "cls"), ("eos", "sep")):
+        if special[f"{name}_token_id"] is None:
+            special[f"{name}_token_id"] = special[f"{other}_token_id"]
     default: Any = AutoConfig.for_model(kind)
-    known = {*default.to_dict(), *default.attribute_map}
+    if default.is_encoder_decoder or spec.config.get("is_decoder"):
+        what = "is an encoder-decoder" if default.is_encoder_decoder else "with is_decoder is a causal LM"
+        raise GradvarError(f"model.architecture '{kind}' {what}, which predicts the next token; give a masked LM")
+    rows = spec.config.get("vocab_size", len(tokenizer))
+    if isinstance(rows, int) and rows < len(tokenizer):
+        raise GradvarError(
+            f"model.config.vocab_size {rows} is less than the tokenizer's {len(tokenizer)} tokens; leave it out"
+        )
+    known = {*default.to_dict(), *default.attribute_map, *_READ.get(kind, ())}
     for key in spec.config:
         if key not in known:
             raise GradvarError(f"model.config has no key '{key}' for '{kind}'{nearest(key, sorted(known))}")
     try:
         config = AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer), **special, **spec.config})
-        with quiet(), torch.random.fork_rng(devices=[]):
+        with quiet():
             torch.manual_seed(seed)
             model: nn.Module = AutoModelForMaskedLM.from_config(config)
     except Exception as error:  # a library's whole variety of complaints about sizes that do not fit
-        said = str(error).split("\n")[0] or type(error).__name__
-        raise GradvarError(f"model.config makes no '{kind}' ({said}); correct it") from error
+        raise GradvarError(f"model.config makes no '{kind}' ({one_line(error)}); correct it") from error
     return model.float()
 
 
-def _from_checkpoint(source: str, tokenizer: Any) -> nn.Module:
-    loaded = load_checkpoint(source, allow_random_head=True)
+def _from_checkpoint(source: str, tokenizer: Any, seed: int) -> nn.Module:
+    loaded = load_checkpoint(source, allow_random_head=True, seed=seed)
     mine, theirs = tokenizer.get_vocab(), loaded.tokenizer.get_vocab()
     if mine != theirs:
         other = next((token for token, i in theirs.items() if mine.get(token) != i), None) or "a token"

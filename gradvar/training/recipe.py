@@ -8,11 +8,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from gradvar.errors import GradvarError
 
-Count = Annotated[int, Field(ge=1)]
+
+def _whole(value: Any) -> Any:
+    """Take 1e9 for a whole number, which YAML takes for text; and true for none."""
+    if isinstance(value, bool):
+        raise ValueError("input should be a whole number")
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Count = Annotated[Whole, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -34,7 +48,7 @@ class Tokenizer(Section):
     """
 
     source: str | None = None
-    vocabulary: Annotated[int, Field(ge=100)] = 8192
+    vocabulary: Annotated[Whole, Field(ge=100)] = 8192
     lowercase: bool = True
 
 
@@ -53,7 +67,7 @@ class Data(Section):
     train: str | None = None
     valid: str | None = None
     valid_share: Share = 0.02
-    max_length: Annotated[int, Field(ge=3)] = 128
+    max_length: Annotated[Whole, Field(ge=3)] = 128
     pack: bool = True
     tokenizer: Tokenizer = Tokenizer()
 
@@ -166,7 +180,7 @@ class Training(Section):
     clip: NotNegative = 1.0
     bf16: bool = False
     compile: bool = False
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[Whole, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _one_budget(self) -> Training:
@@ -186,7 +200,7 @@ class Evaluation(Section):
     """
 
     every: Count | None = 500
-    sentences: Annotated[int, Field(ge=2)] = 512
+    sentences: Annotated[Whole, Field(ge=2)] = 512
     masks: Count = 1
     batch: Count = 64
 
@@ -202,9 +216,9 @@ class Watch(Section):
     """
 
     every: Count | None = None
-    sentences: Annotated[int, Field(ge=8)] = 16
-    masks: Annotated[int, Field(ge=4)] = 4
-    contexts: Annotated[int, Field(ge=2)] = 2
+    sentences: Annotated[Whole, Field(ge=8)] = 16
+    masks: Annotated[Whole, Field(ge=4)] = 4
+    contexts: Annotated[Whole, Field(ge=2)] = 2
 
 
 class Saving(Section):
@@ -238,7 +252,7 @@ class Recipe(Section):
         saving: Checkpoints and logs.
     """
 
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 0
     data: Data = Data()
     model: Model
     masking: Masking = Masking()
@@ -273,10 +287,11 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = (), values: Mapping
         raise GradvarError(f"the recipe '{path}' cannot be read ({error.strerror}); give a YAML file") from error
     except UnicodeDecodeError as error:
         raise GradvarError(f"the recipe '{path}' is not UTF-8 text; give a YAML file") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2024-13-45 looks like a date
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise GradvarError(f"{path}{where}: not YAML ({getattr(error, 'problem', error)}); correct it") from error
+        said = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise GradvarError(f"{path}{where}: not YAML ({said}); correct it") from error
     if not isinstance(found, dict):
         raise GradvarError(f"{path} holds no sections; a recipe is 'section:' with 'key: value' lines below")
     for text in overrides:
@@ -285,7 +300,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = (), values: Mapping
             raise GradvarError(f"'{text}' is no override; write section.key=value, like training.learning_rate=1e-3")
         try:
             _override(found, key.strip(), yaml.safe_load(value))
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise GradvarError(f"'{text}': the value is not YAML; put it in quotes") from None
     for key, given in (values or {}).items():
         _override(found, key, given)
@@ -346,10 +361,10 @@ def _first(error: ValidationError) -> str:
         close = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         elsewhere = [name for name in _flat_keys() if name.rpartition(".")[2] == path[-1]]
         hint = (
-            f"; did you mean '{close[0]}'?"
-            if close
-            else f"; did you mean {' or '.join(elsewhere)}?"
+            f"; did you mean {' or '.join(elsewhere)}?"
             if elsewhere
+            else f"; did you mean '{close[0]}'?"
+            if close
             else ";"
         )
         return f"unknown key '{'.'.join(path)}'{hint} there are {', '.join(known)}"
@@ -369,13 +384,13 @@ def _keys(path: Sequence[str]) -> list[str]:
     return list(section.model_fields)
 
 
-def _flat_keys() -> list[str]:
+def _flat_keys(section: Any = Recipe, above: str = "") -> list[str]:
     """All keys that there are, as ``section.key``."""
-    return [
-        f"{name}.{key}"
-        for name, field in Recipe.model_fields.items()
-        for key in getattr(field.annotation, "model_fields", {})
-    ]
+    found = []
+    for name, field in section.model_fields.items():
+        inner = hasattr(field.annotation, "model_fields")
+        found += _flat_keys(field.annotation, f"{above}{name}.") if inner else [f"{above}{name}"]
+    return found
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:

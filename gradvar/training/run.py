@@ -14,7 +14,7 @@ from transformers import PrinterCallback, TrainingArguments
 from gradvar import checkpoints
 from gradvar.errors import GradvarError
 from gradvar.provenance import command, versions
-from gradvar.training.callbacks import Interruption, MetricsFile, Terminal
+from gradvar.training.callbacks import Interruption, MetricsFile, Terminal, read_metrics
 from gradvar.training.data import Prepared, lengths_of, prepare
 from gradvar.training.model import build_encoder
 from gradvar.training.order import Order
@@ -104,6 +104,12 @@ def resume(run: Path, console: Console, cache: Path | None = None, cpu: bool = F
             raise GradvarError(
                 f"{path} was changed since the run began ({', '.join(keys)}); restore it, or start a new run with it"
             )
+    done = _steps_of(last)
+    if _is_finished(recipe, saved, done):
+        evaluated = [line for line in read_metrics(run) if "eval_loss" in line and line["step"] == done]
+        if evaluated:
+            console.print("this run is finished; there is nothing to go on with", highlight=False)
+            return Ended(run, last, evaluated[-1], done, None)
     return _run(recipe, run, console, cache, cpu, last)
 
 
@@ -113,7 +119,7 @@ def _run(recipe: Recipe, out: Path, console: Console, cache: Path | None, cpu: b
     with args.main_process_first():
         prepared = prepare(recipe.data, cache or default_cache(), recipe.model.source)
     for line in prepared.summary():
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
     saved = json.loads((last / STATE).read_text()) if last else {}
     if last and saved["data_sha256"] != prepared.sha256:
         raise GradvarError(f"{recipe.data.train} is another text than the run began with; restore it, or start anew")
@@ -130,29 +136,33 @@ def _run(recipe: Recipe, out: Path, console: Console, cache: Path | None, cpu: b
         evaluation=recipe.evaluation,
         seconds=recipe.training.seconds,
     )
-    trainer.extra_state = {"recipe": recipe.model_dump(mode="json"), "data_sha256": prepared.sha256}
+    trainer.extra_state = {
+        "recipe": recipe.model_dump(mode="json"),
+        "data_sha256": prepared.sha256,
+        "max_steps": args.max_steps,
+    }
     parameters = sum(p.numel() for p in encoder.parameters())
     beside = f", MAPNet {sum(p.numel() for p in m.parameters()):,}" if (m := trainer.joint.mapnet) else ""
-    console.print(f"model: {type(encoder).__name__}, {parameters:,} parameters{beside}", highlight=False)
+    console.print(
+        f"model: {type(encoder).__name__}, {parameters:,} parameters{beside}", highlight=False, soft_wrap=True
+    )
     if first:
         _write_front(recipe, out, last)
     trainer.remove_callback(PrinterCallback)
     interruption, terminal = Interruption(trainer), Terminal(trainer, console)
     watch = [VarianceWatch(trainer, prepared.valid, recipe.watch)] if recipe.watch.every else []
-    for callback in (MetricsFile(out), interruption, terminal, *_loggers(recipe, out, first), *watch):
+    for callback in (MetricsFile(out), interruption, terminal, *_loggers(recipe, out, last, first), *watch):
         trainer.add_callback(callback)
-    done = _steps_of(last)
-    finished = last is not None and (done >= args.max_steps or _seconds_used(recipe, saved))
     try:
-        if finished:
-            trainer._load_from_checkpoint(str(last))
+        if last and _is_finished(recipe, saved, _steps_of(last)):  # but for its last evaluation
+            trainer.go_to(last)
         else:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
+        metrics = {} if interruption.signal else trainer.last_evaluation()
     finally:
         interruption.silence()
         terminal.close()
-    metrics = {} if interruption.signal else trainer.last_evaluation()
-    return Ended(out, checkpoints.last_whole(out), metrics, max(done, trainer.state.global_step), interruption.signal)
+    return Ended(out, checkpoints.last_whole(out), metrics, trainer.state.global_step, interruption.signal)
 
 
 def _arguments(recipe: Recipe, out: Path, cpu: bool) -> TrainingArguments:
@@ -220,18 +230,22 @@ def _write_front(recipe: Recipe, out: Path, last: Path | None) -> None:
         raise GradvarError(f"--out {out} cannot be written ({error.strerror}); give another folder") from error
 
 
-def _loggers(recipe: Recipe, out: Path, first: bool) -> list[Any]:
+def _loggers(recipe: Recipe, out: Path, last: Path | None, first: bool) -> list[Any]:
     if "tensorboard" not in recipe.saving.loggers or not first:
         return []
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations.integration_utils import TensorBoardCallback
 
-    return [TensorBoardCallback(SummaryWriter(str(out / "tensorboard")))]
+    return [
+        TensorBoardCallback(SummaryWriter(str(out / "tensorboard"), purge_step=_steps_of(last) + 1 if last else None))
+    ]
 
 
 def _steps_of(checkpoint: Path | None) -> int:
     return 0 if checkpoint is None else int(checkpoint.name.removeprefix(checkpoints.PREFIX))
 
 
-def _seconds_used(recipe: Recipe, saved: dict[str, Any]) -> bool:
-    return recipe.training.seconds is not None and saved["elapsed"] >= recipe.training.seconds
+def _is_finished(recipe: Recipe, saved: dict[str, Any], done: int) -> bool:
+    if recipe.training.seconds is not None:
+        return bool(saved["elapsed"] >= recipe.training.seconds)
+    return done >= saved["max_steps"]

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import SaveStrategy
 
@@ -53,6 +54,8 @@ class MaskProposalTrainer(Trainer):
     epoch, row), so that ranks, workers and accumulation change nothing, and a resumed run goes on bit for bit.
     Checkpoints are written whole or not at all; their encoder loads with plain
     ``AutoModelForMaskedLM.from_pretrained``, the MAPNet lies beside it.
+
+    The encoder and its MAPNet are `joint`, a :class:`~gradvar.JointModel`.
 
     A step whose loss or gradient is not finite, on whatever rank, is skipped on all and counted; ten in a row end the
     run with :class:`~gradvar.GradvarError`.
@@ -117,6 +120,7 @@ class MaskProposalTrainer(Trainer):
         args.ignore_data_skip = True  # the sampler begins where the run is
         if args.torch_compile:
             _compile(model, args)
+        self.joint = joint
         self.evaluation = evaluation
         self._skipped = self._in_a_row = 0
         self._meters: dict[str, float] = {}
@@ -138,12 +142,6 @@ class MaskProposalTrainer(Trainer):
         )
         self.loss_is_scaled_for_ga = False
         self.label_names = []
-
-    @property
-    def joint(self) -> JointModel:
-        """The encoder and its MAPNet."""
-        found: JointModel = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        return found
 
     @property
     def run(self) -> Path:
@@ -220,21 +218,21 @@ class MaskProposalTrainer(Trainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clip the encoder's gradient, and by itself the MAPNet's: neither changes the other's step."""
-        joint, most = self.joint, self.args.max_grad_norm
-        norm = self.accelerator.clip_grad_norm_(joint.encoder.parameters(), most)  # which unscales all of them
-        if joint.mapnet is not None:
-            nn.utils.clip_grad_norm_(joint.mapnet.parameters(), most)
+        return self._clip(self.args.max_grad_norm)
+
+    def _clip(self, most: float) -> Any:
+        norm = self.accelerator.clip_grad_norm_(self.joint.encoder.parameters(), most)  # which unscales all of them
+        if self.joint.mapnet is not None:
+            self.joint.tallies["mapnet_norm"] = nn.utils.clip_grad_norm_(self.joint.mapnet.parameters(), most).double()
         return norm
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Close a step before the optimizer's turn: agree on what it was, and drop it if it was not finite."""
         if grad_norm is None:
-            grad_norm = self.accelerator.clip_grad_norm_(self.joint.encoder.parameters(), float("inf"))
-        joint = self.joint
-        norm = nn.utils.get_total_norm([p.grad for p in joint.parameters() if p.grad is not None])
-        first = self.args.process_index == 0
+            grad_norm = self._clip(float("inf"))
+        joint, first = self.joint, self.args.process_index == 0
         own = {
-            "norm": norm.detach().double(),
+            "norm": grad_norm.detach().double(),
             "elapsed": torch.tensor(self._clock() if first else 0.0),  # of one clock
             "stop": torch.tensor(float(self.stop)),
         }
@@ -383,6 +381,15 @@ class MaskProposalTrainer(Trainer):
             resume_from_checkpoint = str(last)
         self._since = time.monotonic()
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def go_to(self, checkpoint: Path) -> None:
+        """Be where a checkpoint is, without training.
+
+        Args:
+            checkpoint: Its folder.
+        """
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._staging or super()._get_output_dir(trial)
