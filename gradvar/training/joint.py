@@ -21,7 +21,7 @@ from gradvar.mapnet.losses import LOSSES
 from gradvar.mapnet.network import MapNet
 from gradvar.mapnet.online import OnlineCalibration, can_calibrate, second_moments
 from gradvar.masking.corruption import Replacement
-from gradvar.masking.designs import Design
+from gradvar.masking.designs import Design, mix
 from gradvar.masking.epochs import EpochStratified
 from gradvar.masking.hashing import hash_key
 from gradvar.masking.masks import Masks, Sentences, chosen_of
@@ -246,6 +246,7 @@ class JointModel(nn.Module):
         self._tally(norm2=weights * norms.square())
         looks = self.options.target == "gradient" or step % self.options.calibrate_every == 0
         if self.calibration is not None and looks:
+            # A placebo is used like the scores that it was made of.
             raw = positive(said.detach().double().exp(), sentences, "mapnet")
             design = self.proposal.design
             squares = norms.square() if isinstance(design, PPS) else _squared_errors(logits, batch, masks)
@@ -273,7 +274,8 @@ class JointModel(nn.Module):
         design: Design = self.in_use[1].design
         if not isinstance(design, Successive):
             return masks.weights
-        pi = near_inclusion(sentences, scores).repeat_interleave(self.masks, dim=0).gather(1, masks.positions)
+        inclusion = mix(near_inclusion(sentences, scores), sentences, design.epsilon)
+        pi = inclusion.repeat_interleave(self.masks, dim=0).gather(1, masks.positions)
         totals = sentences.totals.repeat_interleave(self.masks).unsqueeze(1)
         return masks.valid / (totals * pi.masked_fill(~masks.valid, 1.0))
 
