@@ -24,7 +24,8 @@ def staging_of(run: Path) -> Path:
 
 def prepare(staging: Path) -> None:
     """Make the staging folder anew, without what an interrupted attempt left."""
-    shutil.rmtree(staging, ignore_errors=True)
+    for left in (staging, *staging.parent.glob(f".{PREFIX}*")):
+        shutil.rmtree(left, ignore_errors=True)
     staging.mkdir(parents=True)
 
 
@@ -101,8 +102,11 @@ def keep_last(run: Path, count: int, also: Path | None = None) -> None:
 
 def remove(folder: Path) -> None:
     """Remove a checkpoint so that none of it is ever taken for a whole one."""
-    (folder / MARKER).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    removed = folder.with_name(f".{folder.name}")
+    if removed.exists():
+        shutil.rmtree(removed, ignore_errors=True)
+    folder.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

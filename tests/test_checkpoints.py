@@ -162,8 +162,11 @@ def test_a_removal_that_is_interrupted_leaves_no_whole_one(tmp_path, monkeypatch
     monkeypatch.setattr(shutil, "rmtree", interrupted)
     with pytest.raises(KeyboardInterrupt):
         checkpoints.remove(folder)
-    assert contents(folder) == FILES
     assert checkpoints.last_whole(tmp_path) is None
+    assert [path.name for path in tmp_path.iterdir()] == [".checkpoint-3"]
+    monkeypatch.undo()
+    checkpoints.prepare(checkpoints.staging_of(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [".saving"]
 
 
 def test_a_checkpoint_takes_the_place_of_one_of_the_same_step(tmp_path):

@@ -11,6 +11,7 @@ from gradvar.huggingface.masked_lm import MaskedLM
 from gradvar.judging import Judge
 from gradvar.mapnet.calibration import Calibration, Candidate
 from gradvar.mapnet.network import Reading
+from gradvar.mapnet.score import MapNetScore
 from tests import cases
 
 DATA = [7, 2, 11, 0, 5, 9, 4, 1, 10, 3, 8, 6]
@@ -37,9 +38,9 @@ def norms(monkeypatch) -> np.ndarray:
     return found
 
 
-def network(log_scores: np.ndarray) -> SimpleNamespace:
+def network(log_scores: np.ndarray) -> MapNetScore:
     said = Reading(torch.from_numpy(log_scores), torch.zeros(()))
-    return SimpleNamespace(config=SimpleNamespace(embeddings="own"), read=lambda ids, attention: said)
+    return MapNetScore(SimpleNamespace(config=SimpleNamespace(embeddings="own"), read=lambda ids, attention: said))
 
 
 def logs_like(norms: np.ndarray) -> np.ndarray:

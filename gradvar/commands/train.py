@@ -71,12 +71,12 @@ def _say(ended: Any, out: Path) -> None:
     """Say how it ended."""
     if not speaks():
         if ended.signal:
-            raise typer.Exit(128 + ended.signal)
+            raise SystemExit(128 + ended.signal)
         return
     if ended.signal:
         typer.echo(f"interrupted at step {ended.steps:,}, saved in {ended.checkpoint}; go on with", err=True)
         typer.echo(f"gradvar train --resume {out}", err=True)
-        raise typer.Exit(128 + ended.signal)
+        raise SystemExit(128 + ended.signal)
     m = ended.metrics
     typer.echo(
         f"held-out loss {m['eval_loss']:.4f} ± {m['eval_loss_se']:.4f} nats (standard error over sentences), "

@@ -124,5 +124,5 @@ def default_config(
             return config
     raise GradvarError(
         f"no MAPNet is as cheap as a tenth of an encoder of {encoder_flops_per_token:,.0f} FLOPs a token; shorten "
-        f"--max-length from {max_length}, or give the MAPNet's width"
+        f"the sequences from {max_length} tokens, or give the MAPNet's width"
     )

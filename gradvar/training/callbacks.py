@@ -89,15 +89,11 @@ class Interruption(TrainerCallback):
 
     Args:
         trainer: Whose run.
-
-    Attributes:
-        signal: Which signal came, or None.
     """
 
     def __init__(self, trainer: MaskProposalTrainer) -> None:
         self._trainer = trainer
         self._before: dict[int, Any] = {}
-        self.signal: int | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Listen."""
@@ -105,8 +101,8 @@ class Interruption(TrainerCallback):
             self._before[number] = signal.signal(number, self._heard)
 
     def _heard(self, number: int, _: Any) -> None:
-        self.signal, self._trainer.stop = number, True
-        signal.signal(number, self._before[number])
+        self._trainer.stop = number
+        self.silence()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Listen no longer."""

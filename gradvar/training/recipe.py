@@ -147,6 +147,11 @@ class MapNetTraining(Section):
         return self
 
 
+Schedule = Literal[
+    "cosine", "linear", "polynomial", "inverse_sqrt", "cosine_with_restarts", "constant_with_warmup", "constant"
+]
+
+
 class Training(Section):
     """The optimisation.
 
@@ -157,7 +162,8 @@ class Training(Section):
         batch: Cells of a step, of all processes and micro-batches together: sentences times their masks.
         accumulation: Micro-batches of a step on each process.
         learning_rate: Peak.
-        schedule: Name of a `transformers` schedule; it follows the budget.
+        schedule: Of the learning rate, one of those of `transformers` that need no further numbers; it follows the
+            budget.
         warmup: Share of the budget in which the learning rate rises.
         weight_decay: Of matrices; biases and norms have none.
         betas: Of AdamW.
@@ -173,7 +179,7 @@ class Training(Section):
     batch: Count = 32
     accumulation: Count = 1
     learning_rate: Positive = 1e-3
-    schedule: str = "cosine"
+    schedule: Schedule = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     weight_decay: NotNegative = 0.01
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)

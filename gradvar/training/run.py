@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +16,7 @@ from transformers import PrinterCallback, TrainingArguments
 
 from gradvar import checkpoints
 from gradvar.errors import GradvarError
+from gradvar.masking.proposal import nearest
 from gradvar.provenance import command, versions
 from gradvar.training.callbacks import Interruption, MetricsFile, Terminal, read_metrics
 from gradvar.training.data import Prepared, lengths_of, prepare
@@ -125,17 +129,21 @@ def _run(recipe: Recipe, out: Path, console: Console, cache: Path | None, cpu: b
         raise GradvarError(f"{recipe.data.train} is another text than the run began with; restore it, or start anew")
     encoder = build_encoder(recipe.model, prepared.tokenizer, recipe.data.max_length, recipe.seed)
     _set_steps(recipe, args, prepared)
-    trainer = MaskProposalTrainer(
-        encoder,
-        args,
-        prepared.train,
-        prepared.valid,
-        processing_class=prepared.tokenizer,
-        masking=recipe.masking,
-        mapnet=recipe.mapnet,
-        evaluation=recipe.evaluation,
-        seconds=recipe.training.seconds,
-    )
+    with _folder(out, first):
+        trainer = MaskProposalTrainer(
+            encoder,
+            args,
+            prepared.train,
+            prepared.valid,
+            processing_class=prepared.tokenizer,
+            masking=recipe.masking,
+            mapnet=recipe.mapnet,
+            evaluation=recipe.evaluation,
+            seconds=recipe.training.seconds,
+        )
+        if first and last is None:
+            head = f"# {command()}\n# {', '.join(f'{name} {value}' for name, value in versions().items())}\n"
+            (out / RECIPE).write_text(head + write_recipe(recipe), encoding="utf-8")
     trainer.extra_state = {
         "recipe": recipe.model_dump(mode="json"),
         "data_sha256": prepared.sha256,
@@ -146,8 +154,6 @@ def _run(recipe: Recipe, out: Path, console: Console, cache: Path | None, cpu: b
     console.print(
         f"model: {type(encoder).__name__}, {parameters:,} parameters{beside}", highlight=False, soft_wrap=True
     )
-    if first:
-        _write_front(recipe, out, last)
     trainer.remove_callback(PrinterCallback)
     interruption, terminal = Interruption(trainer), Terminal(trainer, console)
     watch = [VarianceWatch(trainer, prepared.valid, recipe.watch)] if recipe.watch.every else []
@@ -158,15 +164,20 @@ def _run(recipe: Recipe, out: Path, console: Console, cache: Path | None, cpu: b
             trainer.go_to(last)
         else:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
-        metrics = {} if interruption.signal else trainer.last_evaluation()
+        metrics = {} if trainer.stopped else trainer.last_evaluation()
     finally:
         interruption.silence()
         terminal.close()
-    return Ended(out, checkpoints.last_whole(out), metrics, trainer.state.global_step, interruption.signal)
+    return Ended(out, checkpoints.last_whole(out), metrics, trainer.state.global_step, trainer.stopped or None)
 
 
 def _arguments(recipe: Recipe, out: Path, cpu: bool) -> TrainingArguments:
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
     spec, saving, every = recipe.training, recipe.saving, recipe.evaluation.every
+    for name in saving.loggers:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise GradvarError(f"saving.loggers: there is no logger '{name}'{nearest(name, INTEGRATION_TO_CALLBACK)}")
     try:
         args = TrainingArguments(
             output_dir=str(out),
@@ -219,15 +230,25 @@ def _set_steps(recipe: Recipe, args: TrainingArguments, prepared: Prepared) -> N
     args.max_steps = order.steps_for(recipe.training.tokens, lengths_of(prepared.train) * masks)
 
 
-def _write_front(recipe: Recipe, out: Path, last: Path | None) -> None:
-    """Write what a reader of the folder wants to know first."""
+@contextmanager
+def _folder(out: Path, first: bool) -> Iterator[None]:
+    """Make the run's folder for what the block does, and take it back if that fails."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        if last is None:
-            head = f"# {command()}\n# {', '.join(f'{name} {value}' for name, value in versions().items())}\n"
-            (out / RECIPE).write_text(head + write_recipe(recipe), encoding="utf-8")
+        missing = [path for path in (out.absolute(), *out.absolute().parents) if not path.exists()]
+        if first:
+            out.mkdir(parents=True, exist_ok=True)
+        try:
+            yield
+        except BaseException:
+            if first and missing:
+                shutil.rmtree(missing[-1], ignore_errors=True)
+            raise
     except OSError as error:
         raise GradvarError(f"--out {out} cannot be written ({error.strerror}); give another folder") from error
+    except (RuntimeError, ImportError) as error:
+        if "install" not in str(error):
+            raise
+        raise GradvarError(f"saving.loggers: {str(error).splitlines()[0]}") from error
 
 
 def _loggers(recipe: Recipe, out: Path, last: Path | None, first: bool) -> list[Any]:

@@ -15,6 +15,7 @@ import numpy as np
 import safetensors
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -29,6 +30,7 @@ from gradvar.huggingface.corpus import Corpus
 from gradvar.huggingface.masked_lm import MaskedLM
 from gradvar.huggingface.vocabulary import Vocabulary
 from gradvar.mapnet.network import MapNet
+from gradvar.masking.sets import check_fits
 from gradvar.masking.uniform import target_count
 from gradvar.training.evaluation import MASK_RATE, evaluate
 from gradvar.training.joint import JointModel, Tallies, evaluating
@@ -39,6 +41,7 @@ STATE = "gradvar_state.json"
 """What a checkpoint knows beside weights, optimizer, schedule and random numbers."""
 _MOST_SKIPPED = 10  # steps in a row without a finite loss or gradient
 _ENDLESS = 2**40  # steps, where the budget is in seconds
+_SIGNALS = 65  # numbers of signals
 _VIRTUAL = 10**6  # steps of a schedule over seconds
 _LOOKED_AT = 256  # sequences that tell how long sequences are
 _DISK = ("No space", "File too large", "write failed", "unexpected pos", "I/O error", "os error")
@@ -55,8 +58,6 @@ class MaskProposalTrainer(Trainer):
     Checkpoints are written whole or not at all; their encoder loads with plain
     ``AutoModelForMaskedLM.from_pretrained``, the MAPNet lies beside it.
 
-    The encoder and its MAPNet are `joint`, a :class:`~gradvar.JointModel`.
-
     A step whose loss or gradient is not finite, on whatever rank, is skipped on all and counted; ten in a row end the
     run with :class:`~gradvar.GradvarError`.
 
@@ -72,6 +73,13 @@ class MaskProposalTrainer(Trainer):
         seconds: Budget in seconds of training, in place of ``max_steps`` and ``num_train_epochs``.
         optimizers: As the Trainer takes them.
         callbacks: As the Trainer takes them.
+
+    Attributes:
+        joint: The encoder and its MAPNet.
+        order: Which sequences a step sees.
+        tokens: Tokens that the encoder was shown.
+        stop: Number of the signal that asked this process to end the run after the step under way; 0 for none.
+        stopped: The one that the processes agreed on.
 
     Raises:
         GradvarError: If the masking is not possible, or a step takes more sequences than there are.
@@ -108,8 +116,12 @@ class MaskProposalTrainer(Trainer):
         micro, masks = args.per_device_train_batch_size, joint.masks
         if micro % masks:
             raise GradvarError(
-                f"{micro} cells on a device at once are no multiple of the {masks} masks of a sentence; give a multiple"
+                f"{micro} cells at once on a device (the batch over processes and micro-batches) are no multiple of "
+                f"the {masks} masks of a sentence; give another batch"
             )
+        if joint.proposal.design.cells > 1:
+            totals = self._sequences.totals(vocabulary)
+            check_fits(joint.proposal.design.cells, totals, target_count(totals, joint.mask_rate))
         cells = micro * args.gradient_accumulation_steps * args.world_size
         self.order = Order(len(self._sequences), cells // masks, args.seed)
         self.seconds, self._elapsed = seconds, 0.0
@@ -127,7 +139,7 @@ class MaskProposalTrainer(Trainer):
         self.tokens = 0
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         self._before, self._since = 0.0, time.monotonic()
-        self.stop = False
+        self.stop = self.stopped = 0
         self.extra_state: dict[str, Any] = {}
         self._staging: str | None = None
         self._held_out: tuple[Any, Corpus] | None = None
@@ -201,6 +213,8 @@ class MaskProposalTrainer(Trainer):
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
             schedule: Any = super().create_scheduler(_VIRTUAL, optimizer)
+            if not hasattr(schedule, "lr_lambdas"):
+                raise GradvarError(f"the schedule '{self.args.lr_scheduler_type}' cannot follow a clock; take cosine")
             shapes = schedule.lr_lambdas
 
             def follow(shape: Any) -> Any:
@@ -234,11 +248,12 @@ class MaskProposalTrainer(Trainer):
         own = {
             "norm": grad_norm.detach().double(),
             "elapsed": torch.tensor(self._clock() if first else 0.0),  # of one clock
-            "stop": torch.tensor(float(self.stop)),
+            "stop": F.one_hot(torch.tensor(self.stop), _SIGNALS).double(),
         }
         agreed = self._summed(joint.tallies | own)
         joint.tallies = {}
-        self._elapsed, self.stop = float(agreed["elapsed"]), bool(agreed["stop"])
+        self._elapsed = float(agreed["elapsed"])
+        self.stopped = int(agreed["stop"][1:].argmax()) + 1 if bool(agreed["stop"][1:].any()) else 0
         if all(bool(x.isfinite().all()) for x in agreed.values()):
             self._in_a_row = 0
             joint.learn(agreed)
@@ -295,12 +310,13 @@ class MaskProposalTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with what masks and MAPNet did since the last line."""
-        if "loss" in logs and self._meters:
+        if "loss" in logs:
             m, self._meters = self._meters, {}
-            logs["loss"] = m["loss"] / m["cells"]
-            logs["ess"] = m["weight"] ** 2 / (m["targets"] * m["weight2"])
+            logs["loss"] = m["loss"] / m["cells"] if m else math.nan  # where all steps were skipped
             joint = self.joint
-            if joint.mapnet is not None:
+            if m:
+                logs["ess"] = m["weight"] ** 2 / (m["targets"] * m["weight2"])
+            if m and joint.mapnet is not None:
                 logs["mapnet_loss"] = m.get("mapnet_loss", 0.0) / m["cells"]
             if joint.calibration is not None:
                 logs["exponent"], logs["epsilon"] = joint.calibration.chosen
@@ -380,6 +396,8 @@ class MaskProposalTrainer(Trainer):
                 raise GradvarError(f"{self.args.output_dir} holds no whole checkpoint to go on from; start anew")
             resume_from_checkpoint = str(last)
         self._since = time.monotonic()
+        if self.args.world_size > 1:
+            torch.manual_seed(self.args.seed + self.args.process_index)  # dropout of its own on every rank
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def go_to(self, checkpoint: Path) -> None:
@@ -508,7 +526,7 @@ class _Steps(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         trainer = self._trainer
         state.epoch = state.global_step * trainer.order.batch / trainer.order.rows
-        if trainer.stop or trainer.progress >= 1:
+        if trainer.stopped or trainer.progress >= 1:
             control.should_training_stop = True
             control.should_save = args.save_strategy != SaveStrategy.NO
 
@@ -542,8 +560,11 @@ class _Sequences(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
     def mean_targets(self, vocabulary: Vocabulary, masking: Masking) -> float:
         """Mean number of targets of a cell; takes a pass over the data."""
-        totals = torch.tensor([vocabulary.maskable_in(self[i]) for i in range(len(self))])
-        return float(target_count(totals, masking.mask_rate).double().mean())
+        return float(target_count(self.totals(vocabulary), masking.mask_rate).double().mean())
+
+    def totals(self, vocabulary: Vocabulary) -> Tensor:
+        """``[rows]`` maskable positions of each; takes a pass over the data."""
+        return torch.tensor([vocabulary.maskable_in(self[i]) for i in range(len(self))])
 
     def token_counts(self, vocabulary: Vocabulary) -> Tensor:
         """``[vocabulary]`` how often each ordinary token occurs; takes a pass over the data."""

@@ -84,6 +84,6 @@ def test_an_encoder_too_small_for_any():
     with pytest.raises(GradvarError) as error:
         default_config(100, 64, 5000.0, 128)
     assert str(error.value) == (
-        "no MAPNet is as cheap as a tenth of an encoder of 5,000 FLOPs a token; shorten --max-length from 128, or give "
-        "the MAPNet's width"
+        "no MAPNet is as cheap as a tenth of an encoder of 5,000 FLOPs a token; shorten the sequences from 128 tokens, "
+        "or give the MAPNet's width"
     )

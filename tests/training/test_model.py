@@ -70,7 +70,7 @@ def test_every_architecture_is_made_from_scratch(kind):
     ids = torch.arange(5, 15)[None]
     logits = model(input_ids=ids).logits
     assert logits.shape == (1, 10, len(TOKENIZER))
-    assert abs(float(cross_entropy(logits[0], ids[0])) - np.log(len(TOKENIZER))) < 0.5
+    assert abs(cross_entropy(logits[0], ids[0]).item() - np.log(len(TOKENIZER))) < 0.5
 
 
 @pytest.mark.parametrize("kind", cases.ARCHITECTURES)

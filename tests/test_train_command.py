@@ -1,0 +1,423 @@
+"""`gradvar train` from end to end: the run's folder, interruptions, what other commands make of it, and bad input."""
+
+import json
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForMaskedLM
+
+from gradvar import checkpoints
+from gradvar.huggingface.masked_lm import MaskedLM
+from gradvar.mapnet.network import MapNet
+from gradvar.training import trainer as module
+from tests import cases
+from tests.test_cli import ROOT
+from tests.training import runs
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with text, a recipe, and a finished run of it, `done`, with a MAPNet."""
+    place = runs.make_place(tmp_path_factory.mktemp("place"))
+    runs.write_recipe(place, masking={"proposal": runs.DRAWN})
+    assert runs.command(runs.words(place, place / "done")) == 0
+    return place
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    """Run the command in an empty folder; return its exit code and what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        code = runs.command([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+# ---- a run
+
+
+def test_a_run_leaves_what_is_needed_and_says_so(run, place):
+    code, out, err = run(*runs.words(place, Path("run")), "saving.loggers=[tensorboard]", "--steps", "7", "--seed", "3")
+    assert code == 0
+    assert sorted(os.listdir()) == ["run"]
+    left = ["checkpoint-4", "checkpoint-7", "metrics.jsonl", "recipe.yaml", "tensorboard"]
+    assert sorted(os.listdir("run")) == left
+    loss = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])["eval_loss"]
+    assert re.fullmatch(
+        rf"held-out loss {loss:.4f} ± \d+\.\d{{4}} nats \(standard error over sentences\), perplexity [\d.]+, "
+        rf"accuracy [\d.]+%, after 7 steps\nwrote run: {', '.join(left)}; last checkpoint run/checkpoint-7\n",
+        out,
+    )
+    assert "Traceback" not in err
+    assert "train: 5 documents, 300 tokens, 30 sequences; dropped 0 tokens (0.0%), unknown 0.00%\n" in err
+    assert "valid: 3 documents, 180 tokens, 18 sequences" in err
+    assert re.search(r"model: BertForMaskedLM, [\d,]+ parameters, MAPNet [\d,]+\n", err)
+    written = yaml.safe_load(Path("run/recipe.yaml").read_text())
+    assert (written["seed"], written["training"]["steps"], written["training"]["clip"]) == (3, 7, 1.0)
+    assert any(path.name.startswith("events.") for path in Path("run/tensorboard").iterdir())
+
+
+def test_the_recipe_of_a_run_makes_the_same_run(run, place):
+    run("train", place / "done/recipe.yaml", "--out", "again", "--cache", place / "cache", "--cpu")
+    assert runs.differences(runs.everything(place / "done"), runs.everything(Path("again"))) == []
+
+
+def test_a_line_of_metrics_has_everything(place):
+    lines = [json.loads(line) for line in (place / "done" / "metrics.jsonl").read_text().splitlines()]
+    training, held_out = lines[0], lines[1]
+    assert [line["step"] for line in lines] == [3, 5, 6, 9, 10, 12, 14]
+    names = "loss grad_norm learning_rate ess mapnet_loss skipped_steps tokens seconds epoch"
+    assert {*names.split()} <= training.keys()
+    assert held_out.keys() >= {"eval_loss", "eval_loss_se", "eval_perplexity", "eval_accuracy", "tokens", "seconds"}
+    assert lines[-1]["tokens"] == 14 * 8 * 12
+    assert lines[-1]["epoch"] == pytest.approx(14 * 8 / 30)
+
+
+@pytest.mark.parametrize(("budget", "steps"), [({"tokens": 700}, 8), ({"tokens": 1}, 1), ({"steps": 2}, 2)])
+def test_a_budget_is_what_is_used(run, place, budget, steps):
+    ((name, value),) = budget.items()
+    code, out, _ = run(*runs.words(place, Path("run")), f"--{name}", value)
+    assert (code, f"after {steps} steps" in out) == (0, True)
+    assert Path(f"run/checkpoint-{steps}").is_dir()
+
+
+def test_a_budget_in_seconds(run, place, monkeypatch):
+    """Two a step, by a clock that nothing else moves."""
+
+    class Clock:
+        now = 0.0
+        perf_counter = staticmethod(lambda: Clock.now)
+        monotonic = perf_counter
+
+    step = module.MaskProposalTrainer.training_step
+
+    def slow(*arguments, **options):
+        Clock.now += 2
+        return step(*arguments, **options)
+
+    monkeypatch.setattr(module, "time", Clock)
+    monkeypatch.setattr(module.MaskProposalTrainer, "training_step", slow)
+    words = [*runs.words(place, Path("run")), "saving.log_every=1"]
+    assert run(*words, "--seconds", "17")[0] == 0
+    lines = [line for line in runs.metrics(Path("run")) if "loss" in line]
+    assert len(lines) == 9
+    rates = [line["learning_rate"] for line in lines]
+    assert rates[0] == 0
+    assert rates[1] == max(rates)
+    assert rates[-1] < 0.05 * max(rates)
+    code, out, _ = run(*runs.resuming(place, Path("run")))
+    assert (code, "after 9 steps" in out) == (0, True)
+
+
+# ---- interruptions
+
+
+def signalled(arguments, call, *numbers):
+    """Run the command, and send signals to it in the nth step. To be forked."""
+
+    def work():
+        step, calls = module.MaskProposalTrainer.training_step, iter(range(1, 999))
+
+        def once(*given, **options):
+            if next(calls) == call:
+                for number in numbers:
+                    os.kill(os.getpid(), number)
+            return step(*given, **options)
+
+        module.MaskProposalTrainer.training_step = once  # in a process that ends with the test
+        return runs.command(arguments)
+
+    return work
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_run_is_saved_and_goes_on(place, tmp_path, number, code):
+    out = tmp_path / "run"
+    assert runs.forked(signalled(runs.words(place, out), 7, number), log=tmp_path / "log") == [code]
+    last = checkpoints.last_whole(out)
+    assert last == out / "checkpoint-7"
+    said = (tmp_path / "log").read_text()
+    assert said.endswith(f"interrupted at step 7, saved in {last}; go on with\ngradvar train --resume {out}\n")
+    assert runs.command(runs.resuming(place, out)) == 0
+    assert runs.differences(runs.everything(place / "done"), runs.everything(out)) == []
+
+
+def test_ctrl_c_at_a_terminal(place, tmp_path):
+    """It reaches the processes that load data, too."""
+    straight, out = tmp_path / "straight", tmp_path / "run"
+    more = ("--steps", "40", "saving.every=30", "training.workers=2")
+    assert runs.command(runs.words(place, straight, *more)) == 0
+    with runs.started(runs.words(place, out, *more)) as process:
+        runs.once(process, out, step=6)
+        os.killpg(process.pid, signal.SIGINT)
+        printed, said = process.communicate(timeout=60)
+    assert (process.returncode, printed, "Traceback" in said) == (130, "", False)
+    assert said.endswith(f"gradvar train --resume {out}\n")
+    assert 6 <= int(checkpoints.last_whole(out).name.removeprefix(checkpoints.PREFIX)) < 40
+    assert runs.command(runs.resuming(place, out)) == 0
+    assert runs.differences(runs.everything(straight), runs.everything(out)) == []
+
+
+@pytest.mark.parametrize(
+    ("numbers", "code"),
+    [((signal.SIGTERM,) * 2, -signal.SIGTERM), ((signal.SIGINT,) * 2, 130), ((signal.SIGINT, signal.SIGTERM), -15)],
+    ids=str,
+)
+def test_a_second_signal_ends_at_once(place, tmp_path, numbers, code):
+    """In the step under way: nothing is saved, and what was saved before is whole."""
+    work = signalled(runs.words(place, tmp_path / "run"), 7, *numbers)
+    assert runs.forked(work, log=tmp_path / "log") == [code]
+    assert checkpoints.whole(tmp_path / "run") == [tmp_path / "run" / "checkpoint-4"]
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_a_signal_before_the_first_step_leaves_nothing(run, place, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gradvar.training.run.prepare", interrupted)
+    code, out, err = run(*runs.words(place, Path("run")))
+    assert (code, out, err) == (130, "", "gradvar: interrupted; nothing is left half-written\n")
+    assert os.listdir() == []
+
+
+def test_the_handlers_of_signals_are_given_back(place):
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+# ---- resuming
+
+
+@pytest.fixture
+def finished(place, tmp_path):
+    return shutil.copytree(place / "done", tmp_path / "done")
+
+
+def test_a_finished_run_says_so(run, place, finished):
+    before = runs.everything(finished)
+    code, out, err = run(*runs.resuming(place, finished))
+    assert code == 0
+    assert "finished" in err
+    assert re.match(r"held-out loss [\d.]+ ± [\d.]+ nats", out)
+    assert "after 14 steps" in out
+    assert runs.differences(before, runs.everything(finished)) == []
+
+
+def test_a_finished_run_without_its_last_evaluation_is_evaluated(run, place, finished):
+    before = runs.everything(finished)
+    lines = (finished / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert "eval_loss" in lines[-1]
+    (finished / "metrics.jsonl").write_text("".join(lines[:-1]))
+    code, out, _ = run(*runs.resuming(place, finished))
+    assert (code, "after 14 steps" in out) == (0, True)
+    assert runs.differences(before, runs.everything(finished)) == []
+
+
+def test_a_line_of_metrics_that_was_cut_off_is_written_anew(run, place, finished):
+    before = runs.everything(finished)
+    checkpoints.remove(finished / "checkpoint-14")
+    text = (finished / "metrics.jsonl").read_text()
+    (finished / "metrics.jsonl").write_text(text[: text.index('"step": 14') + 30])
+    assert run(*runs.resuming(place, finished))[0] == 0
+    assert runs.differences(before, runs.everything(finished)) == []
+    assert all(json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines())
+
+
+# ---- a run's folder stands for its last whole checkpoint
+
+STUDY = ["--max-length", "12", "--sentences", "4", "--masks", "2", "--json"]
+
+
+def test_a_runs_folder_stands_for_its_last_checkpoint(run, place):
+    data = ["--data", place / "valid.txt", *STUDY]
+    results = [
+        json.loads(run("decompose", "--checkpoint", path, *data, "--proposal", "mapnet/pps~0.1")[1])
+        for path in (place / "done", place / "done/checkpoint-14")
+    ]
+    assert results[0]["layers"] == results[1]["layers"]
+    assert results[0]["proposal"] == "mapnet/pps~0.1"
+    hashes = [result["provenance"]["checkpoint_sha256"] for result in results]
+    assert hashes[0] == hashes[1]
+    older = run("decompose", "--checkpoint", place / "done/checkpoint-12", *data)
+    assert json.loads(older[1])["provenance"]["checkpoint_sha256"] != hashes[0]
+
+
+def test_a_mapnet_of_a_run_is_found_beside_its_encoder_or_by_the_runs_folder(place):
+    own, given = (
+        MapNet.from_pretrained(place / "done/checkpoint-14"),
+        MapNet.from_pretrained(place / "done/checkpoint-12"),
+    )
+    for mapnet, expected in ((None, own), (place / "done", own), (place / "done/checkpoint-12", given)):
+        objective = MaskedLM.from_checkpoint(
+            place / "done", place / "valid.txt", max_length=12, proposal="mapnet/pps~0.1", mapnet=mapnet
+        )
+        score = objective.known_scores["mapnet"]
+        used = next(value for value in vars(score).values() if isinstance(value, MapNet))
+        assert runs.differences(dict(used.state_dict()), dict(expected.state_dict())) == []
+
+
+def test_a_run_goes_into_a_comparison_with_its_mapnet(run, place):
+    data = ["--checkpoint", place / "model", "--data", place / "valid.txt", "--max-length", "12", "--sentences", "6"]
+    code, out, err = run(
+        "compare", "--proposals", "uniform/simple,mapnet/pps~0.1", *data, "--mapnet-dir", place / "done", "--json"
+    )  # fmt: skip
+    assert code == 0, err
+    assert json.loads(out)["schema"].startswith("gradvar/")
+
+
+def test_a_run_can_start_from_a_run(run, place):
+    """From its last checkpoint, tokenizer included; a step of next to no size leaves it as it was."""
+    runs.write_recipe(place, "more.yaml", model={"architecture": None, "config": {}, "source": str(place / "done")})
+    words = ["train", place / "more.yaml", "--out", "more", "--cache", place / "cache", "--cpu", "--steps", "1"]
+    assert run(*words, "training.learning_rate=1e-30")[0] == 0
+    models = [AutoModelForMaskedLM.from_pretrained(p) for p in (place / "done/checkpoint-14", "more/checkpoint-1")]
+    assert torch.equal(*(model.cls.predictions.transform.dense.weight for model in models))
+
+
+# ---- bad input
+
+
+@pytest.fixture(scope="module")
+def bad(place):
+    """The folder, with what is bad in it."""
+    runs.write_recipe(place, "typo.yaml", training={"learning_rat": 1e-3})
+    runs.write_recipe(place, "type.yaml", training={"batch": "many"})
+    (place / "broken.yaml").write_text("training: {steps: 3\n")
+    (place / "list.yaml").write_text("- 1\n- 2\n")
+    (place / "empty.yaml").write_text("")
+    runs.write_recipe(place, "nodata.yaml", data={"train": None})
+    runs.write_recipe(place, "gone.yaml", data={"train": str(place / "nowhere.txt")})
+    other = cases.tokenizer(40)
+    other.save_pretrained(place / "other")
+    source = {"architecture": None, "config": {}, "source": str(place / "model")}
+    runs.write_recipe(place, "vocabulary.yaml", model=source, data={"tokenizer": {"source": str(place / "other")}})
+    runs.write_recipe(place, "both.yaml", model={"source": str(place / "model")})
+    (place / "bare").mkdir()
+    (place / "bare" / "note").write_text("of the user's")
+    for name, change in (("edited", lambda text: text.replace("batch: 8", "batch: 4")), ("torn", str)):
+        shutil.copytree(place / "done", place / name)
+        recipe = place / name / "recipe.yaml"
+        recipe.write_text(change(recipe.read_text()))
+    for folder in (place / "torn").glob("checkpoint-*"):
+        (folder / "optimizer.pt").write_bytes(b"")
+    return place
+
+
+FRESH = "{place}/recipe.yaml --out new/run"
+BAD = [
+    ("", "give a recipe, such as recipes/"),
+    ("{place}/recipe.yaml", "give --out, the folder of the run"),
+    (
+        "nowhere.yaml --out new",
+        "the recipe 'nowhere.yaml' cannot be read (No such file or directory); give a YAML file",
+    ),
+    ("{place}/typo.yaml --out new", "typo.yaml: unknown key 'training.learning_rat'; did you mean 'learning_rate'?"),
+    ("{place}/type.yaml --out new", "type.yaml: training.batch: integer not 'many'"),
+    ("{place}/broken.yaml --out new", "broken.yaml, line not YAML"),
+    ("{place}/list.yaml --out new", "list.yaml holds no sections"),
+    ("{place}/empty.yaml --out new", "empty.yaml holds no sections"),
+    ("{place}/nodata.yaml --out new", "there is no text to train on; give --data FILE"),
+    ("{place}/gone.yaml --out new", "no data at nowhere.txt"),
+    ("{place}/vocabulary.yaml --out new", "the vocabulary of the data (45 tokens) is not that of (60; leave"),
+    ("{place}/both.yaml --out new", "both.yaml: model: 'architecture' 'source' one of the two"),
+    ("{place}/recipe.yaml --out {place}/done", "done is there already; go on with gradvar train --resume"),
+    ("{place}/recipe.yaml --out {place}/bare", "bare is there already; give another folder"),
+    ("{place}/recipe.yaml --out {place}/train.txt", "train.txt is there already; give another folder"),
+    ("{place}/recipe.yaml --out {place}/train.txt/run", "train.txt/run cannot be written (Not a directory)"),
+    (f"{FRESH} --steps 3 --tokens 100", "--steps and --tokens: give one budget"),
+    (f"{FRESH} --steps 0", "training.steps: greater than or equal to 1, not 0"),
+    (f"{FRESH} --seconds nan", "training.seconds: finite number"),
+    (f"{FRESH} --seed -1", "seed: greater than or equal to 0, not -1"),
+    (f"{FRESH} training.accumulation=3", "training.batch 8 cannot be shared give a multiple of 3"),
+    (f"{FRESH} training.batch=64", "hold 30 sequences, fewer than the 64 of one step; give more text, a smaller batch"),
+    (f"{FRESH} training.schedule=cosinus", "training cosinus cosine"),
+    (f"{FRESH} training.schedule=cosine_with_min_lr", "cosine_with_min_lr"),
+    (f"{FRESH} training.schedule=warmup_stable_decay", "warmup_stable_decay"),
+    (f"{FRESH} training.schedule=reduce_lr_on_plateau --seconds 1", "reduce_lr_on_plateau"),
+    (f"{FRESH} training.warmup=2", "training.warmup: less than 1, not 2"),
+    (f"{FRESH} training.betas=[0.9]", "training.betas"),
+    (f"{FRESH} training", "'training' is no override; write section.key=value"),
+    (f"{FRESH} training.steps=[", "'training.steps=[': the value is not YAML"),
+    (f"{FRESH} trainig.steps=3", "unknown key 'trainig'; did you mean 'training'?"),
+    (f"{FRESH} masking.mask_rate=1.5", "masking.mask_rate: less than 1, not 1.5"),
+    (f"{FRESH} --proposal uniform/simpel", "simpel"),
+    (f"{FRESH} --proposal unifrom/simple", "unifrom"),
+    (f"{FRESH} --proposal uniform/disjoint:3", "8 cells 3 masks give a multiple"),
+    (f"{FRESH} --proposal uniform/disjoint:5 training.batch=10", "5 disjoint masks do not fit into a sentence"),
+    (f"{FRESH} masking.masks=3 --proposal uniform/disjoint:2", "masking.masks 3 is no multiple of the 2 masks"),
+    (f"{FRESH} mapnet.shape.hieght=3", "mapnet.shape is no shape of a MAPNet hieght"),
+    (f"{FRESH} mapnet.shape.width=-8", "width"),
+    (f"{FRESH} mapnet.shape.width=wide", "wide"),
+    (f"{FRESH} mapnet.shape.heads=3", "heads"),
+    (f"{FRESH} mapnet.every=2", "mapnet: 'every' belongs to target: gradient"),
+    (f"{FRESH} model.architecture=brt", "model.architecture 'brt' has no masked LM; did you mean bert"),
+    (f"{FRESH} model.config.hiden_size=3", "model.config has no key 'hiden_size' for 'bert'; hidden_size"),
+    (f"{FRESH} model.config.num_attention_heads=3", "model.config makes no 'bert'"),
+    (f"{FRESH} data.max_length=33", "data.max_length 33 is beyond the 32 positions of the model"),
+    (f"{FRESH} saving.loggers=[abacus]", "abacus"),
+    ("--resume nowhere", "--resume nowhere: it is no folder; give the --out folder"),
+    ("--resume {place}/bare", "bare: it holds no whole checkpoint; give"),
+    ("--resume {place}/torn", "torn: it holds no whole checkpoint; give"),
+    ("--resume {place}/edited", "edited/recipe.yaml was changed since the run began (training.batch); restore it"),
+    ("--resume {place}/done --steps 20", "--resume takes nothing but the folder of a run"),
+    ("{place}/recipe.yaml --resume {place}/done", "--resume takes nothing but the folder of a run"),
+    ("--resume {place}/done --out new", "--resume takes nothing but the folder of a run"),
+]
+
+
+@pytest.mark.parametrize(("given", "words"), BAD, ids=[given or "nothing" for given, _ in BAD])
+def test_bad_input_gets_one_line_and_leaves_nothing(run, bad, given, words):
+    before = sorted(path for path in bad.rglob("*") if "cache" not in path.parts)
+    words_given = [word.format(place=bad) for word in given.split(" ") if word]
+    code, out, err = run("train", *words_given, "--cache", bad / "cache", "--cpu")
+    *progress, message = err.splitlines()
+    assert (code, out) == (2, "")
+    assert message.startswith("gradvar: ")
+    assert [word for word in words.split() if word not in message] == []
+    assert [line for line in progress if not line.startswith(("train: ", "valid: ", "model: "))] == []
+    assert os.listdir() == []
+    assert sorted(path for path in bad.rglob("*") if "cache" not in path.parts) == before
+
+
+def test_other_text_under_the_same_name_is_refused(run, tmp_path):
+    (tmp_path / "place").mkdir()
+    place = runs.make_place(tmp_path / "place")
+    assert run(*runs.words(place, place / "run"), "--steps", "5")[0] == 0
+    checkpoints.remove(place / "run" / "checkpoint-5")
+    (place / "train.txt").write_text((place / "train.txt").read_text() * 2)
+    before = sorted((place / "run").rglob("*"))
+    code, out, err = run(*runs.resuming(place, place / "run"))
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith(f"gradvar: {place / 'train.txt'} is another text than the run began with")
+    assert sorted((place / "run").rglob("*")) == before
+
+
+def test_a_full_disk_is_one_line(run, place, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    code, out, err = run(*runs.words(place, Path("run")))
+    assert (code, out) == (2, "")
+    expected = "gradvar: the checkpoint of step 4 cannot be written (No space left on device); there is no earlier one"
+    assert err.splitlines()[-1].startswith(expected)
+    assert sorted(os.listdir("run")) == ["metrics.jsonl", "recipe.yaml"]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_one(recipe):
+    from gradvar.training.recipe import read_recipe
+
+    assert read_recipe(recipe).training.batch > 0
