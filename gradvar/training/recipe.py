@@ -269,8 +269,14 @@ class Recipe(Section):
     saving: Saving = Saving()
 
 
-_ALTERNATIVES = {"training": ("steps", "tokens", "seconds")}
-"""Keys of which one is given: an override takes the place of the others."""
+_INSTEAD = {
+    "training.steps": ("tokens", "seconds"),
+    "training.tokens": ("steps", "seconds"),
+    "training.seconds": ("steps", "tokens"),
+    "model.source": ("architecture", "config"),
+    "model.architecture": ("source",),
+}
+"""Keys of a section that an override takes the place of."""
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> Recipe:
@@ -346,15 +352,13 @@ def write_recipe(recipe: Recipe) -> str:
 def _override(values: dict[str, Any], key: str, value: Any) -> None:
     """Put a value into nested ones, by ``section.key``."""
     *sections, last = key.split(".")
-    alternatives = _ALTERNATIVES.get(".".join(sections), ())
     place: Any = values
     for section in sections:
         inner = place.get(section)
         place[section] = dict(inner) if isinstance(inner, dict) else {}
         place = place[section]
-    if last in alternatives and value is not None:
-        for other in alternatives:
-            place.pop(other, None)
+    for other in _INSTEAD.get(key, ()) if value is not None else ():
+        place.pop(other, None)
     place[last] = value
 
 
