@@ -1,0 +1,137 @@
+r"""Draw the curves of docs/training.md, and write its table of MAPNets, from the folders of runs.
+
+Pre-stated. One run of recipes/demo.yaml (seed 0), and three of recipes/mapnet-bert-tiny.yaml (seeds 0, 1, 2) with their
+continuations by recipes/mapnet-bert-tiny-long.yaml (seed 0), on English Wikipedia. Shown: held-out loss under fixed
+uniform masks against tokens, beside the unigram cross-entropy of the same held-out tokens (counts of the training text
+plus one); the components of the gradient's variance at the looks of the demo's run; and of the tiny runs' MAPNets, at
+the end of each run, rank correlation with true gradient norms, that of the placebo, and ceiling share, with intervals
+(95 %) over 32 held-out sentences.
+
+    gradvar train recipes/demo.yaml --data TRAIN data.valid=VALID --out RUNS/demo
+    gradvar train recipes/mapnet-bert-tiny.yaml --data TRAIN data.valid=VALID --seed S \
+        watch.every=2500 watch.sentences=32 watch.contexts=4 --out RUNS/tiny-S
+    gradvar train recipes/mapnet-bert-tiny-long.yaml --data TRAIN data.valid=VALID model.source=RUNS/tiny-0 \
+        --out RUNS/long
+    python scripts/training_page.py --runs RUNS --out docs/training.md --figure docs/training.png
+"""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from gradvar.report.figures import COLOURS
+from gradvar.training.callbacks import read_metrics
+from gradvar.training.data import prepare
+from gradvar.training.recipe import Recipe, read_recipe
+from gradvar.training.run import RECIPE, default_cache
+
+TINY = ("tiny-0", "tiny-1", "tiny-2")
+
+
+def unigram(recipe: Recipe, cache: Path) -> float:
+    """Cross-entropy of held-out tokens by the frequencies of the training text, in nats."""
+    prepared = prepare(recipe.data, cache, recipe.model.source)
+    special = list(prepared.tokenizer.all_special_ids)
+    parts = [
+        split.data.column("input_ids").combine_chunks().flatten().to_numpy()
+        for split in (prepared.train, prepared.valid)
+    ]
+    train, valid = (part[~np.isin(part, special)] for part in parts)
+    counts = np.bincount(train, minlength=len(prepared.tokenizer)) + 1.0
+    return float(-np.log(counts / counts.sum())[valid].mean())
+
+
+def curve(axes: Any, runs: dict[str, tuple[list[dict[str, Any]], float]]) -> None:
+    """Held-out loss against tokens, a line a run."""
+    for (name, (lines, floor)), colour in zip(runs.items(), COLOURS, strict=False):
+        points = np.array([(x["tokens"] / 1e6, x["eval_loss"], x["eval_loss_se"]) for x in lines if "eval_loss" in x])
+        axes.plot(points[:, 0], points[:, 1], color=colour, label=name)
+        low, high = (points[:, 1] + sign * 1.96 * points[:, 2] for sign in (-1, 1))
+        axes.fill_between(points[:, 0], low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.axhline(floor, color=colour, linestyle=":", linewidth=1)
+    axes.set_xlabel("tokens shown, millions")
+    axes.set_ylabel("held-out loss, nats a target (95 %)")
+    axes.legend(frameon=False, fontsize=8)
+    axes.grid(alpha=0.3)
+    axes.set_title("Both leave the unigram cross-entropy (dotted) behind", fontsize=10, loc="left")
+
+
+def components(axes: Any, lines: list[dict[str, Any]]) -> None:
+    """Variance of one cell by level, at the looks of a run."""
+    looks = [x for x in lines if "variance/mask" in x]
+    for level, colour in (("mask", COLOURS[0]), ("data", COLOURS[1])):
+        found = np.array([[x[f"variance/{level}{end}"] for end in ("", "_low", "_high")] for x in looks])
+        steps = [x["step"] for x in looks]
+        errors = np.abs(found[:, 1:] - found[:, :1]).T
+        axes.errorbar(steps, found[:, 0], errors, color=colour, marker="o", markersize=4, capsize=3, label=level)
+    axes.set_yscale("log")
+    axes.set_xlabel("step")
+    axes.set_ylabel("variance of one cell's gradient (95 %)")
+    axes.legend(frameon=False, fontsize=8)
+    axes.grid(alpha=0.3)
+    axes.set_title("Gradient variance through the demo's run", fontsize=10, loc="left")
+
+
+def interval(line: dict[str, Any], name: str) -> str:
+    """Write a number of a look with its interval."""
+    return f"{line[name]:.3f} [{line[f'{name}_low']:.3f}, {line[f'{name}_high']:.3f}]"
+
+
+def mapnets(folders: dict[str, list[dict[str, Any]]]) -> str:
+    """Write the table of the tiny runs' MAPNets."""
+    names = ("mapnet/rank_correlation", "mapnet/placebo_rank_correlation", "mapnet/ceiling_share")
+    rows = []
+    for name in TINY:
+        lines = folders[name]
+        look = [x for x in lines if names[0] in x][-1]
+        loss = [x for x in lines if "eval_loss" in x][-1]
+        used = [x for x in lines if "exponent" in x]
+        share = np.mean([x["exponent"] > 0 for x in used])
+        cells = (*(interval(look, each) for each in names), f"{used[-1]['exponent']:g}", f"{share:.0%}")
+        rows.append((name.removeprefix("tiny-"), f"{loss['eval_loss']:.3f} ± {loss['eval_loss_se']:.3f}", *cells))
+    head = ("seed", "held-out loss", "rank correlation", "placebo's", "ceiling share", "exponent at the end", "in use")
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows))
+
+
+def main() -> None:
+    """Draw, and replace what stands between the markers of the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--figure", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, default=default_cache())
+    args = parser.parse_args()
+    folders = {name: read_metrics(args.runs / name) for name in ("demo", *TINY, "long")}
+    floors = {name: unigram(read_recipe(args.runs / name / RECIPE), args.cache) for name in ("demo", "tiny-0", "long")}
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    shown = {
+        "ModernBERT 4×128 (demo)": "demo",
+        "BERT 2×128, 32 tokens": "tiny-0",
+        "the same going on with 128 tokens": "long",
+    }
+    curve(left, {title: (folders[name], floors[name]) for title, name in shown.items()})
+    components(right, folders["demo"])
+    figure.savefig(args.figure, dpi=150)
+    end = {name: [x for x in folders[name] if "eval_loss" in x][-1] for name in shown.values()}
+    losses = "\n".join(
+        f"| {title} | {end[name]['tokens'] / 1e6:.1f} M | {end[name]['seconds'] / 60:.0f} min | "
+        f"{end[name]['eval_loss']:.3f} ± {end[name]['eval_loss_se']:.3f} | {floors[name]:.2f} |"
+        for title, name in shown.items()
+    )
+    losses = f"| run | tokens | training | held-out loss | unigram |\n|---|---|---|---|---|\n{losses}"
+    page = args.out.read_text()
+    for name, text in (("mapnets", mapnets(folders)), ("losses", losses)):
+        block = f"<!-- {name} -->\n\n{text}\n\n<!-- end -->"
+        page, count = re.subn(rf"<!-- {name} -->.*?<!-- end -->", lambda _, block=block: block, page, flags=re.DOTALL)
+        if count != 1:
+            raise SystemExit(f"{args.out} has {count} places for the table '{name}'; give it one")
+    args.out.write_text(page)
+
+
+if __name__ == "__main__":
+    main()
