@@ -46,6 +46,15 @@ def run(capsys, tmp_path, monkeypatch):
 # ---- a run
 
 
+def test_what_watching_took_is_said(run, place):
+    small = ["watch.every=4", "watch.sentences=8", "watch.masks=4"]
+    code, out, _ = run(*runs.words(place, Path("run")), "--steps", "4", "evaluation.sentences=8", *small)
+    assert code == 0
+    assert re.search(r"^watching the variance took \d+ s beside that, [\d,]+% of it$", out, re.MULTILINE)
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "variance/mask" in line] == [0, 4]
+
+
 def test_a_run_leaves_what_is_needed_and_says_so(run, place):
     code, out, err = run(*runs.words(place, Path("run")), "saving.loggers=[tensorboard]", "--steps", "7", "--seed", "3")
     assert code == 0
@@ -55,7 +64,7 @@ def test_a_run_leaves_what_is_needed_and_says_so(run, place):
     loss = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])["eval_loss"]
     assert re.fullmatch(
         rf"held-out loss {loss:.4f} ± \d+\.\d{{4}} nats \(standard error over sentences\), perplexity [\d.]+, "
-        rf"accuracy [\d.]+%, after 7 steps\nwrote run: {', '.join(left)}; last checkpoint run/checkpoint-7\n",
+        rf"accuracy [\d.]+%, after 7 steps and \d+ s of training\nwrote run: {', '.join(left)}; last checkpoint run/checkpoint-7\n",
         out,
     )
     assert "Traceback" not in err

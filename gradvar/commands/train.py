@@ -80,8 +80,12 @@ def _say(ended: Any, out: Path) -> None:
     m = ended.metrics
     typer.echo(
         f"held-out loss {m['eval_loss']:.4f} ± {m['eval_loss_se']:.4f} nats (standard error over sentences), "
-        f"perplexity {m['eval_perplexity']:.1f}, accuracy {m['eval_accuracy']:.1%}, after {ended.steps:,} steps"
+        f"perplexity {m['eval_perplexity']:.1f}, accuracy {m['eval_accuracy']:.1%}, after {ended.steps:,} steps and "
+        f"{ended.seconds:,.0f} s of training"
     )
+    if ended.watched:
+        share = ended.watched / max(ended.seconds, 1e-9)
+        typer.echo(f"watching the variance took {ended.watched:,.0f} s beside that, {share:.0%} of it")
     typer.echo(
         f"wrote {out}: {', '.join(sorted(path.name for path in out.iterdir()))}; last checkpoint {ended.checkpoint}"
     )

@@ -42,6 +42,8 @@ class Ended:
         metrics: The last evaluation; empty where the run was interrupted.
         steps: Steps that were done, of all sessions.
         signal: What interrupted it, or None.
+        seconds: Of training, of all sessions.
+        watched: Seconds in which this session watched the variance, beside them.
     """
 
     run: Path
@@ -49,6 +51,8 @@ class Ended:
     metrics: dict[str, float]
     steps: int
     signal: int | None
+    seconds: float
+    watched: float = 0.0
 
 
 def default_cache() -> Path:
@@ -113,7 +117,7 @@ def resume(run: Path, console: Console, cache: Path | None = None, cpu: bool = F
         evaluated = [line for line in read_metrics(run) if "eval_loss" in line and line["step"] == done]
         if evaluated:
             console.print("this run is finished; there is nothing to go on with", highlight=False)
-            return Ended(run, last, evaluated[-1], done, None)
+            return Ended(run, last, evaluated[-1], done, None, saved["elapsed"])
     return _run(recipe, run, console, cache, cpu, last)
 
 
@@ -168,7 +172,15 @@ def _run(recipe: Recipe, out: Path, console: Console, cache: Path | None, cpu: b
     finally:
         interruption.silence()
         terminal.close()
-    return Ended(out, checkpoints.last_whole(out), metrics, trainer.state.global_step, trainer.stopped or None)
+    return Ended(
+        out,
+        checkpoints.last_whole(out),
+        metrics,
+        trainer.state.global_step,
+        trainer.stopped or None,
+        trainer.elapsed,
+        sum(each.seconds for each in watch),
+    )
 
 
 def _arguments(recipe: Recipe, out: Path, cpu: bool) -> TrainingArguments:
