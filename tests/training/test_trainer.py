@@ -418,7 +418,7 @@ def test_the_mapnet_has_rates_of_its_own_and_does_not_change_the_encoders_step(t
         ({"train": runs.data(5)}, "hold 5 sequences, fewer than the 8 of one step"),
         (
             {"proposal": "uniform/disjoint:3"},
-            "8 cells at once on a device (the batch over processes and micro-batches) are no multiple of the 3 masks",
+            "8 cells at once on a device \\(the batch over processes and micro-batches\\) are no multiple of the 3 masks",
         ),
         ({"proposal": "uniform/simpel"}, "simpel"),
     ],
