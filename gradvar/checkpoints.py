@@ -44,8 +44,8 @@ def publish(staging: Path, run: Path, step: int) -> None:
     """
     partial, place = folder_of(staging, step), folder_of(run, step)
     seal(partial)
-    if place.exists():  # of the same step, from before a resume
-        remove(place)
+    if place.exists():  # of the same step, from before a resume; it goes with the staging folder
+        place.rename(staging / "before")
     partial.rename(place)
     _sync(run)
     discard(staging)

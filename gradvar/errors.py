@@ -11,3 +11,7 @@ class GradvarError(ValueError):
 
 class EngineError(GradvarError):
     """The one-pass engine cannot measure this model; the reference engine may."""
+
+
+class NotFiniteError(GradvarError):
+    """Something that was measured is infinite or no number."""

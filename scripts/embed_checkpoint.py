@@ -19,7 +19,7 @@ from gradvar.huggingface.checkpoint import tokenizer_of
 from gradvar.mapnet.files import CONFIG
 from gradvar.mapnet.network import MapNet
 from gradvar.training.callbacks import read_metrics
-from gradvar.training.trainer import STATE
+from gradvar.training.saving import STATE
 
 KEPT = ("loss", "eval_loss", "eval_loss_se", "exponent", "epsilon", "tokens", "seconds")
 

@@ -64,7 +64,8 @@ def test_a_run_leaves_what_is_needed_and_says_so(run, place):
     loss = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])["eval_loss"]
     assert re.fullmatch(
         rf"held-out loss {loss:.4f} ± \d+\.\d{{4}} nats \(standard error over sentences\), perplexity [\d.]+, "
-        rf"accuracy [\d.]+%, after 7 steps and \d+ s of training\nwrote run: {', '.join(left)}; last checkpoint run/checkpoint-7\n",
+        r"accuracy [\d.]+%, after 7 steps and \d+ s of training\nmasks were drawn by mapnet\^0.5/pps~0.1 at the end\n"
+        rf"wrote run: {', '.join(left)}; last checkpoint run/checkpoint-7\n",
         out,
     )
     assert "Traceback" not in err
@@ -348,7 +349,7 @@ BAD = [
     (f"{FRESH} --steps 0", "training.steps: greater than or equal to 1, not 0"),
     (f"{FRESH} --seconds nan", "training.seconds: finite number"),
     (f"{FRESH} --seed -1", "seed: greater than or equal to 0, not -1"),
-    (f"{FRESH} training.accumulation=3", "training.batch 8 cannot be shared give a multiple of 3"),
+    (f"{FRESH} training.accumulation=3", "training.batch 8 is no multiple of 3 micro-batches"),
     (f"{FRESH} training.batch=64", "hold 30 sequences, fewer than the 64 of one step; give more text, a smaller batch"),
     (f"{FRESH} training.schedule=cosinus", "training cosinus cosine"),
     (f"{FRESH} training.schedule=cosine_with_min_lr", "cosine_with_min_lr"),
@@ -362,7 +363,7 @@ BAD = [
     (f"{FRESH} masking.mask_rate=1.5", "masking.mask_rate: less than 1, not 1.5"),
     (f"{FRESH} --proposal uniform/simpel", "simpel"),
     (f"{FRESH} --proposal unifrom/simple", "unifrom"),
-    (f"{FRESH} --proposal uniform/disjoint:3", "8 cells 3 masks give a multiple"),
+    (f"{FRESH} --proposal uniform/disjoint:3", "training.batch 8 is no multiple of 3 masks"),
     (f"{FRESH} --proposal uniform/disjoint:5 training.batch=10", "5 disjoint masks do not fit into a sentence"),
     (f"{FRESH} masking.masks=3 --proposal uniform/disjoint:2", "masking.masks 3 is no multiple of the 2 masks"),
     (f"{FRESH} mapnet.shape.hieght=3", "mapnet.shape is no shape of a MAPNet hieght"),

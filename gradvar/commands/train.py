@@ -83,6 +83,7 @@ def _say(ended: Any, out: Path) -> None:
         f"perplexity {m['eval_perplexity']:.1f}, accuracy {m['eval_accuracy']:.1%}, after {ended.steps:,} steps and "
         f"{ended.seconds:,.0f} s of training"
     )
+    typer.echo(f"masks were drawn by {ended.drawn_by} at the end")
     if ended.watched:
         share = ended.watched / max(ended.seconds, 1e-9)
         typer.echo(f"watching the variance took {ended.watched:,.0f} s beside that, {share:.0%} of it")

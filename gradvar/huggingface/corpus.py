@@ -176,6 +176,7 @@ def ready(rows: Rows, tokenizer: Any, max_length: int, option: str = "--max-leng
         GradvarError: If one is too long, or holds what is no token.
     """
     assert rows.sequences is not None
+    special = set(tokenizer.all_special_ids)
     for number, sequence in enumerate(rows.sequences, 1):
         if len(sequence) > max_length:
             raise GradvarError(
@@ -185,5 +186,9 @@ def ready(rows: Rows, tokenizer: Any, max_length: int, option: str = "--max-leng
             raise GradvarError(
                 f"{rows.source}, row {number}: token id {max(sequence) if min(sequence) >= 0 else min(sequence)} "
                 f"is not in the tokenizer's {len(tokenizer)} tokens; were these ids made with another tokenizer?"
+            )
+        if special.issuperset(sequence):
+            raise GradvarError(
+                f"{rows.source}, row {number}: only special tokens, of which none can be masked; leave the row out"
             )
     return [np.array(sequence, dtype=np.int32) for sequence in rows.sequences]

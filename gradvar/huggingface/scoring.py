@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradvar.decomposition.norms import NormAccumulator
-from gradvar.errors import EngineError, GradvarError
+from gradvar.errors import EngineError, GradvarError, NotFiniteError
 from gradvar.masking.designs import SetScores, position_order
 from gradvar.masking.hashing import hash_key
 from gradvar.masking.masks import Masks, Sentences
@@ -48,7 +48,7 @@ class Scoring:
         self.objective, self.contexts = objective, contexts
         self.engine, self._parameters = engine, parameters
         self._known: dict[tuple[Quantity, int, int], Tensor] = {}
-        self._made: tuple[Engine, list[Target]] | None = None
+        self._made: list[tuple[Engine, list[Target]]] = []  # one, once it is made; shared by all that are fresh
 
     def of(self, parameters: str | None) -> Scoring:
         """Return one that counts the gradients of some parameters only, with nothing measured yet."""
@@ -179,13 +179,12 @@ class Scoring:
 
     def _norms(self, batch: dict[str, Tensor]) -> Tensor:
         """``[cells]`` float64 gradient norms."""
-        if self._made is None:
-            self._made = self._make_engine(batch)
+        if not self._made:
+            self._made.append(self._make_engine(batch))
         return torch.cat([self._norms_of(part) for part in _chunks(batch, self._at_once)])
 
     def _norms_of(self, batch: dict[str, Tensor]) -> Tensor:
-        assert self._made is not None
-        engine, targets = self._made
+        engine, targets = self._made[0]
         cells = len(batch["input_ids"])
         sums = {
             id(t.parameter): NormAccumulator(*t.shape, cells, t.parameter.dtype, t.parameter.device) for t in targets
@@ -195,11 +194,11 @@ class Scoring:
         except EngineError:
             if self.engine != "auto" or engine.name == "reference":
                 raise
-            self._made = (make_engine("reference", self.objective, targets), targets)
+            self._made[0] = (make_engine("reference", self.objective, targets), targets)
             return self._norms_of(batch)
         squares = torch.stack([accumulator.tables.cell_norm2[0] for accumulator in sums.values()]).sum(dim=0)
         if not bool(squares.isfinite().all()):
-            raise GradvarError("a gradient is not finite while scores are measured; try --dtype float64")
+            raise NotFiniteError("a gradient is not finite while scores are measured; try --dtype float64")
         return squares.sqrt()
 
     def _make_engine(self, batch: dict[str, Tensor]) -> tuple[Engine, list[Target]]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from gradvar.errors import GradvarError
+from gradvar.errors import GradvarError, NotFiniteError
 from gradvar.masking.designs import STEEPEST, SetScores
 from gradvar.masking.hashing import hash_key, shift_right
 from gradvar.masking.masks import Sentences
@@ -288,14 +289,15 @@ def positive(scores: Tensor, sentences: Sentences, name: str) -> Tensor:
         ``[rows, positions]`` float64, positive where maskable and zero elsewhere.
 
     Raises:
-        GradvarError: If a score is negative or not finite.
-    """
+        GradvarError: If a score is negative or, as :class:`~gradvar.errors.NotFiniteError`, not finite.
+    """  # noqa: DOC502
     scores = scores.double().masked_fill(~sentences.maskable, 0.0)
     wrong = ~scores.isfinite() | (scores < 0)
     if bool(wrong.any()):
         row, position = (int(i) for i in wrong.nonzero()[0])
         value = float(scores[row, position])
-        raise GradvarError(
+        kind = GradvarError if isfinite(value) else NotFiniteError
+        raise kind(
             f"the score '{name}' gives {value:g} to position {position} of a sentence; scores must be finite and not "
             "negative"
         )

@@ -63,6 +63,23 @@ class Successive(ABC):
         found = [_arrives_in_time(units, scores, sentences) for units in tilings]
         return mix(torch.stack(found).mean(dim=0), sentences, self.epsilon)
 
+    def near_inclusion(self, sentences: Sentences, scores: Tensor) -> Tensor:
+        """Approximate inclusion probabilities, at once where the exact ones take long.
+
+        All units that arrive before a fixed time, in place of the first ``k`` positions: exact as sentences grow beside
+        their units.
+
+        Args:
+            sentences: The rows.
+            scores: ``[rows, positions]`` positive where maskable.
+
+        Returns:
+            ``[rows, positions]`` float64.
+        """
+        rates = (_unit_means(scores, units, sentences.maskable) for units in self._tilings(sentences))
+        found = torch.stack([near_inclusion(sentences, rate) for rate in rates])
+        return mix(found.mean(dim=0), sentences, self.epsilon)
+
     @abstractmethod
     def _units(self, sentences: Sentences, keys: Tensor) -> Tensor:
         """``[rows, positions]`` number of the unit of each position, from 0 and below the number of positions."""
@@ -155,20 +172,17 @@ def _arrives_in_time(units: Tensor, scores: Tensor, sentences: Sentences) -> Ten
     return (chance * density).sum(dim=2) * _STEP * maskable
 
 
-def near_inclusion(sentences: Sentences, scores: Tensor) -> Tensor:
-    """Approximate the inclusion probabilities of :class:`Hard`: ``1 - exp(-c s_i)``, summing to ``k`` (Rosén, 1972).
-
-    All that arrive before a fixed time: exact as sentences grow, at once to compute, where the exact ones are not.
-    Positions are taken for units of their own.
+def near_inclusion(sentences: Sentences, rates: Tensor) -> Tensor:
+    """Compute ``1 - exp(-c r_i)``, summing to ``k``: the chances of arriving before a fixed time (Rosén, 1972).
 
     Args:
         sentences: The rows.
-        scores: ``[rows, positions]`` positive where maskable.
+        rates: ``[rows, positions]`` of arrival, positive where maskable.
 
     Returns:
         ``[rows, positions]`` float64; zero where not maskable.
     """
-    rates = (scores * sentences.maskable).double()
+    rates = (rates * sentences.maskable).double()
     low, high = (torch.full_like(rates[:, 0], end) for end in (-40.0, 40.0))
     for _ in range(_HALVINGS):
         middle = (low + high) / 2

@@ -78,7 +78,7 @@ class Prepared:
         return lines
 
 
-def prepare(data: Data, cache: Path, checkpoint: str | None = None) -> Prepared:
+def prepare(data: Data, cache: Path, checkpoint: str | None = None, last: Path | None = None) -> Prepared:
     """Tokenise the text of a recipe, or find it tokenised.
 
     Args:
@@ -86,6 +86,7 @@ def prepare(data: Data, cache: Path, checkpoint: str | None = None) -> Prepared:
         cache: Folder of all that was ever tokenised; each text has a folder of its own in it, named by a hash of
             everything that decides the content.
         checkpoint: Folder or hub name of the encoder, whose tokenizer is taken where the recipe names none.
+        last: Checkpoint of a run that goes on, which has the tokenizer wherever it once came from.
 
     Returns:
         The sequences.

@@ -10,10 +10,11 @@ import torch
 
 from gradvar import ranks
 from gradvar.huggingface.masked_lm import MaskedLM
+from gradvar.measure import sampling_order
 from gradvar.training.joint import evaluating
 
 MASK_RATE = 0.15
-_SEED = 0  # of the masks: no run's, so that all runs are asked for the same targets
+_SEED = 0  # of sentences and masks: no run's, so that all runs are asked for the same targets
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Quality:
 
 
 def evaluate(objective: MaskedLM, sentences: int, masks: int = 1, batch: int = 64) -> Quality:
-    """Evaluate a masked LM on the first sentences of its corpus.
+    """Evaluate a masked LM on some sentences of its corpus, always the same.
 
     Args:
         objective: The model with the held-out text, under uniform masks of 15 %.
@@ -54,7 +55,7 @@ def evaluate(objective: MaskedLM, sentences: int, masks: int = 1, batch: int = 6
         Loss and accuracy, the same on all ranks, which share the sentences.
     """
     count, at_once = min(sentences, len(objective)), max(1, batch // masks)
-    own = range(count)[ranks.share_of(count)]
+    own = sampling_order(len(objective), _SEED)[:count][ranks.share_of(count)].tolist()
     found = [np.empty((0, 2))]
     with torch.no_grad(), evaluating(objective.model):
         for start in range(0, len(own), at_once):

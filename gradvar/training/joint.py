@@ -2,64 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from gradvar.errors import GradvarError
-from gradvar.huggingface.forward import embedding_shape, encoder_flops_per_token
+from gradvar.errors import GradvarError, NotFiniteError
 from gradvar.huggingface.masked_model import MaskedModel
 from gradvar.huggingface.scoring import Scoring
-from gradvar.mapnet.config import default_config
-from gradvar.mapnet.losses import LOSSES
 from gradvar.mapnet.network import MapNet
-from gradvar.mapnet.online import OnlineCalibration, can_calibrate, second_moments
+from gradvar.mapnet.online import OnlineCalibration, candidates
 from gradvar.masking.corruption import Replacement
-from gradvar.masking.designs import Design, mix
 from gradvar.masking.epochs import EpochStratified
 from gradvar.masking.hashing import hash_key
-from gradvar.masking.masks import Masks, Sentences, chosen_of
-from gradvar.masking.pps import PPS
-from gradvar.masking.proposal import LATER, Proposal, parse_proposal
-from gradvar.masking.scores import Permuted, Power, Score, Task, Uniform, plain, positive
-from gradvar.masking.units import Successive, near_inclusion
-from gradvar.training.recipe import MapNetTraining, Masking
+from gradvar.masking.masks import Masks, Sentences
+from gradvar.masking.proposal import Proposal, parse_proposal
+from gradvar.masking.scores import Permuted, Score, plain, positive
+from gradvar.training.cross_entropy import cross_entropy, squared_errors
+from gradvar.training.learner import Learner, Tallies, new_mapnet
+from gradvar.training.recipe import MapNetTraining, Masking, masks_of
 
 _SENTENCE, _DRAW, _STRATIFIED = 50, 51, 52  # streams of hashes
-_MEMORY = 0.99  # of the norms' scale, a step
-Tallies = dict[str, Tensor]
-"""Float64 sums over the cells of a step, by name: what ranks and micro-batches add up."""
-
-
-class LiveMapNet:
-    """A MAPNet in training as a score: it keeps what it said, with its graph, for the loss.
-
-    Args:
-        network: The MAPNet.
-        embeddings: Gives the encoder's embeddings of ids, with a graph; None takes them without.
-    """
-
-    def __init__(self, network: MapNet, embeddings: Callable[[Tensor], Tensor] | None) -> None:
-        self._network, self._embeddings = network, embeddings
-        self.said: Tensor | None = None
-
-    def __call__(self, sentences: Sentences, task: Task) -> Tensor:
-        """Score; see :class:`~gradvar.masking.scores.Score`."""
-        inputs = sentences.ids.clamp(min=0)
-        if self._network.config.embeddings == "model":
-            inputs = (self._embeddings or task.token_embeddings)(inputs)
-        self.said = self._network(inputs, sentences.attended)
-        return self.said.detach().double().exp()
-
-    def __str__(self) -> str:
-        """Name the score."""
-        return "mapnet"
 
 
 class JointModel(nn.Module):
@@ -77,14 +43,16 @@ class JointModel(nn.Module):
         masking: How masks are chosen.
         mapnet: How the MAPNet is trained.
         seed: Of every draw, and of the MAPNet's first weights.
-        max_length: Longest sequence; the MAPNet's default width depends on it.
-        mean_targets: Mean number of targets of a cell, for ``weighting: token``.
+        network: A MAPNet to go on with; None makes one.
+        max_length: Longest sequence; a new MAPNet's width depends on it.
         token_counts: ``[vocabulary]`` for the score ``frequency``.
 
     Attributes:
         encoder: The masked LM.
         mapnet: The MAPNet, or None.
-        calibration: Its online calibration, or None where exponent and epsilon are given.
+        proposal: As it was asked for.
+        mean_targets: Mean number of targets of a cell, to be set for ``weighting: token``.
+        tallies: What the passes since the last step added up.
 
     Raises:
         GradvarError: If the masking is not possible.
@@ -100,8 +68,8 @@ class JointModel(nn.Module):
         mapnet: MapNetTraining = MapNetTraining(),
         *,
         seed: int = 0,
+        network: MapNet | None = None,
         max_length: int = 128,
-        mean_targets: float | None = None,
         token_counts: Tensor | None = None,
     ) -> None:
         super().__init__()
@@ -109,31 +77,30 @@ class JointModel(nn.Module):
         self.masking, self.options, self.seed = masking, mapnet, seed
         sample = torch.tensor([[t for t in range(len(tokenizer)) if t not in tokenizer.all_special_ids][:3]])
         percent = tuple(p / 100 for p in masking.replacement)
+        self.mapnet: MapNet | None = None
+        self._learner: Learner | None = None
+        known: dict[str, Score] = {}
         with evaluating(encoder):
             self.masked = MaskedModel(encoder, tokenizer, sample, Replacement(*percent))
+            if masking.proposal.startswith("mapnet"):
+                self.mapnet = network or new_mapnet(encoder, max_length, mapnet, seed)
+                self._learner = Learner(self.mapnet, encoder, mapnet)
+                known = {"mapnet": self._learner.score, "mapnet-permuted": Permuted(self._learner.score)}
         if token_counts is not None:
             self.masked.token_counts = token_counts
-        self.mapnet: MapNet | None = None
-        self._live: LiveMapNet | None = None
-        known: dict[str, Score] = {}
-        if masking.proposal.startswith("mapnet"):
-            self.mapnet = _new_mapnet(encoder, max_length, mapnet, seed)
-            table: Any = encoder
-            embeddings = table.get_input_embeddings() if mapnet.into_encoder else None
-            self._live = LiveMapNet(self.mapnet, embeddings)
-            known = {"mapnet": self._live, "mapnet-permuted": Permuted(self._live)}
         self.proposal = parse_proposal(masking.proposal, known)
+        if self._learner is not None:
+            self._learner.serve(self.proposal)
         self.mask_rate = self.proposal.mask_rate or masking.mask_rate
-        self.masks = masks_of(masking, known)
-        self._mean_targets = mean_targets
-        if masking.weighting == "token" and mean_targets is None:
-            raise GradvarError("masking.weighting 'token' takes the mean number of targets; pass mean_targets")
+        self.masks = masks_of(masking)
+        self.mean_targets: float | None = None
         self._scoring = Scoring(self.masked, masking.contexts)
-        given = isinstance(self.proposal.score, Power) or getattr(self.proposal.design, "epsilon", 0.0) > 0
-        calibrates = self.mapnet is not None and not given and can_calibrate(self.proposal.design)
-        self.calibration = OnlineCalibration() if calibrates else None
-        self._scale = np.zeros(2)  # discounted sums of the MAPNet's squared targets and of cells
         self.tallies: Tallies = {}
+
+    @property
+    def calibration(self) -> OnlineCalibration | None:
+        """The MAPNet's online calibration; None where exponent and epsilon are given, or there is no MAPNet."""
+        return None if self._learner is None else self._learner.calibration
 
     def forward(self, ids: Tensor, row: Tensor, epoch: Tensor, step: Tensor) -> dict[str, Tensor]:
         """Draw masks and compute the loss.
@@ -145,7 +112,8 @@ class JointModel(nn.Module):
             step: ``[rows]`` int64 optimizer step, the same for all.
 
         Returns:
-            ``loss``: the mean over cells of their weighted losses, in nats.
+            ``loss``: the mean over cells of their weighted losses, in nats; not a number where something measured for
+            it is not finite.
 
         Raises:
             GradvarError: If there is nothing to mask in a sentence, or weights overflow.
@@ -156,23 +124,68 @@ class JointModel(nn.Module):
                 f"sequence {int(row[empty][0])} of the training data holds only special tokens; nothing in it can be "
                 "masked: leave it out"
             )
+        try:
+            return {"loss": self._loss(sentences, row, epoch, int(step[0]))}
+        except NotFiniteError:  # which the Trainer treats like a loss that is not
+            nothing = torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum()
+            self._tally({"loss": nothing.detach().double() * torch.nan})
+            return {"loss": nothing * torch.nan}
+
+    def _loss(self, sentences: Sentences, row: Tensor, epoch: Tensor, step: int) -> Tensor:
         masks, scores = self.draw(sentences, row, epoch)
         batch = self.masked.corrupted(sentences, masks)
         logits = self.masked.logits(batch)
         weights = masks.weights
         if self.masking.weighting == "token":
-            assert self._mean_targets is not None
-            weights = weights * masks.valid.sum(dim=1, keepdim=True) / self._mean_targets
+            if self.mean_targets is None:
+                raise GradvarError("masking.weighting 'token' takes the mean number of targets; set mean_targets")
+            weights = weights * masks.valid.sum(dim=1, keepdim=True) / self.mean_targets
         nll, norms = cross_entropy(logits, batch["target_ids"])
         losses = (nll * weights.to(nll.dtype)).sum(dim=1)
-        loss = losses.mean()
-        self._tally(cells=torch.ones_like(losses), loss=losses, targets=masks.valid)
+        loss: Tensor = losses.mean()
         relative = masks.weights * masks.valid.sum(dim=1, keepdim=True)  # to uniform masks'
-        self._tally(weight=relative, weight2=relative.square(), tokens=sentences.attended.double() * self.masks)
-        if self.mapnet is not None:
-            own = self._mapnet_loss(sentences, masks, scores, batch, logits.detach(), norms, int(step[0]))
+        tallies: Tallies = {
+            "cells": torch.ones_like(losses),
+            "loss": losses,
+            "targets": masks.valid,
+            "weight": relative,
+        }
+        tallies |= {"weight2": relative.square(), "tokens": sentences.attended.double() * self.masks}
+        self._tally({name: x.detach().double().sum() for name, x in tallies.items()})
+        if self._learner is not None:
+            own = self._mapnet_loss(self._learner, sentences, masks, scores, batch, logits.detach(), norms, step)
             loss = loss + self.options.weight * (own - own.detach())
-        return {"loss": loss}
+        return loss
+
+    def _mapnet_loss(
+        self,
+        learner: Learner,
+        sentences: Sentences,
+        masks: Masks,
+        scores: Tensor,
+        batch: Mapping[str, Tensor],
+        logits: Tensor,
+        norms: Tensor,
+        step: int,
+    ) -> Tensor:
+        if not learner.measures(step):
+            assert learner.score.said is not None
+            return learner.score.said.sum() * 0.0  # DDP waits for a gradient of every parameter
+        if self.options.target == "gradient":
+            with measuring(self.encoder):
+                norms = self._scoring.at_masks("gradient", sentences, masks)
+        own, tallies = learner.loss(
+            self.proposal.design,
+            self.in_use[1].design,
+            sentences,
+            masks,
+            scores,
+            norms,
+            lambda: squared_errors(logits, batch, masks),
+            step,
+        )
+        self._tally(tallies)
+        return own
 
     def sentences(self, ids: Tensor, row: Tensor, epoch: Tensor, step: Tensor) -> Sentences:
         """Return sentences as a proposal sees them; see :meth:`forward`."""
@@ -197,7 +210,7 @@ class JointModel(nn.Module):
             return design.visit(sentences, keys, epoch.unsqueeze(1) * len(draws) + draws), sentences.maskable.double()
         keys = hash_key(_DRAW, sentences.keys.unsqueeze(1), draws)
         task = self._scoring.fresh()  # of other masks than the last step's
-        with evaluating(self.encoder) if self._live is None and design.takes_scores else nullcontext():
+        with measuring(self.encoder) if self._learner is None and design.takes_scores else nullcontext():
             scores = self.proposal.scores(sentences, task)
             exponent, used = self.in_use
             drawn = scores if exponent == 1 else positive(scores**exponent, sentences, str(self.proposal.score))
@@ -222,113 +235,37 @@ class JointModel(nn.Module):
         power = "" if exponent == 1 else f"^{plain(exponent)}"
         return f"{score}{power}/{design}"
 
-    def _mapnet_loss(
-        self,
-        sentences: Sentences,
-        masks: Masks,
-        scores: Tensor,
-        batch: Mapping[str, Tensor],
-        logits: Tensor,
-        norms: Tensor,
-        step: int,
-    ) -> Tensor:
-        """Compute MAPNet's loss by the targets drawn, and tally what its scale and its calibration want to know."""
-        assert self._live is not None
-        said, self._live.said = self._live.said, None
-        assert said is not None
-        if step % self.options.every:
-            return said.sum() * 0.0  # DDP waits for a gradient of every parameter
-        if self.options.target == "gradient":
-            with evaluating(self.encoder):
-                norms = self._scoring.fresh().at_masks("gradient", sentences, masks)
-        weights = self._unbiased_weights(sentences, masks, scores)
-        norms = norms.double() * masks.valid
-        self._tally(norm2=weights * norms.square())
-        looks = self.options.target == "gradient" or step % self.options.calibrate_every == 0
-        if self.calibration is not None and looks:
-            # A placebo is used like the scores that it was made of.
-            raw = positive(said.detach().double().exp(), sentences, "mapnet")
-            design = self.proposal.design
-            squares = norms.square() if isinstance(design, PPS) else _squared_errors(logits, batch, masks)
-            self._tally_all("moments", second_moments(design, sentences, raw, masks, squares))
-        scale = self._scale[0] / self._scale[1] if self._scale[1] else 0.0
-        if not scale:
-            return said.sum() * 0.0  # the scale is known from the next step on
-        length = sentences.ids.shape[1]
-        observed = chosen_of(masks.positions, masks.valid, length)
-        slots = torch.where(masks.valid, masks.positions, length)
-        on_positions = (
-            x.new_zeros(len(x), length + 1).scatter(1, slots, x)[:, :-1] for x in (norms / scale**0.5, weights)
-        )
-        targets, importance = on_positions
-        rows = (x.repeat_interleave(self.masks, dim=0) for x in (said, sentences.maskable))
-        log_scores, maskable = rows
-        found = LOSSES[self.options.loss](log_scores, targets, observed, maskable, importance)
-        # The logarithm of a mean is no mean of micro-batches; its argument is.
-        found = found.exp() if self.options.loss == "variance" else found
-        self._tally(mapnet_loss=found.detach() * len(observed))
-        return found
-
-    def _unbiased_weights(self, sentences: Sentences, masks: Masks, scores: Tensor) -> Tensor:
-        """``[cells, targets]`` weights by which sums over targets are unbiased for means over positions."""
-        design: Design = self.in_use[1].design
-        if not isinstance(design, Successive):
-            return masks.weights
-        inclusion = mix(near_inclusion(sentences, scores), sentences, design.epsilon)
-        pi = inclusion.repeat_interleave(self.masks, dim=0).gather(1, masks.positions)
-        totals = sentences.totals.repeat_interleave(self.masks).unsqueeze(1)
-        return masks.valid / (totals * pi.masked_fill(~masks.valid, 1.0))
-
-    def _tally(self, **sums: Tensor) -> None:
+    def _tally(self, sums: Mapping[str, Tensor]) -> None:
         for name, x in sums.items():
-            self._tally_all(name, x.detach().double().sum())
+            self.tallies[name] = self.tallies[name] + x if name in self.tallies else x
 
-    def _tally_all(self, name: str, values: Tensor) -> None:
-        self.tallies[name] = self.tallies[name] + values if name in self.tallies else values
+    def take_tallies(self) -> Tallies:
+        """Return what was added up since the last step, always of the same names and sizes, and begin anew."""
+        sizes = dict.fromkeys(("cells", "loss", "targets", "weight", "weight2", "tokens"), 1)
+        if self._learner is not None:
+            sizes |= dict.fromkeys(("norm2", "norm_cells", "mapnet_loss", "mapnet_cells", "looks"), 1)
+            sizes["moments"] = 1 + len(candidates())
+        taken, self.tallies = self.tallies, {}
+        nothing = next(self.parameters()).new_zeros((), dtype=torch.float64)
+        return {name: taken.get(name, nothing).expand(size) for name, size in sizes.items()}
 
     def learn(self, tallies: Mapping[str, Tensor]) -> None:
-        """Take what a whole step, of all ranks and micro-batches, said of the MAPNet's scale and calibration.
+        """Take what a whole step, of all ranks and micro-batches, said of the MAPNet.
 
         Args:
-            tallies: Sums over the cells of the step.
+            tallies: Sums of :meth:`take_tallies`.
         """
-        if "norm2" in tallies:
-            self._scale = _MEMORY * self._scale + np.array([float(tallies["norm2"]), float(tallies["cells"])])
-        if self.calibration is not None and "moments" in tallies:
-            self.calibration.look(tallies["moments"].cpu().numpy())
+        if self._learner is not None:
+            self._learner.learn(tallies)
 
     def state(self) -> dict[str, Any]:
         """Return what it knows beside its parameters, as plain JSON."""
-        found: dict[str, Any] = {"scale": self._scale.tolist()}
-        return found | ({} if self.calibration is None else {"calibration": self.calibration.state()})
+        return {} if self._learner is None else self._learner.state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Know what :meth:`state` said."""
-        self._scale = np.array(state["scale"])
-        if self.calibration is not None:
-            self.calibration.restore(state["calibration"])
-
-
-def masks_of(masking: Masking, known: Mapping[str, Score] | None = None) -> int:
-    """Count the masks of a sentence in one step.
-
-    Args:
-        masking: How masks are chosen.
-        known: Scores by name, as :func:`~gradvar.masking.proposal.parse_proposal` takes them.
-
-    Returns:
-        Masks.
-
-    Raises:
-        GradvarError: If they are no multiple of those of one draw.
-    """
-    together = parse_proposal(masking.proposal, known or dict.fromkeys(LATER, Uniform())).design.cells
-    masks = masking.masks or together
-    if masks % together:
-        raise GradvarError(
-            f"masking.masks {masks} is no multiple of the {together} masks of one draw of {masking.proposal}"
-        )
-    return masks
+        if self._learner is not None:
+            self._learner.restore(state)
 
 
 @contextmanager
@@ -344,64 +281,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-class _CrossEntropy(torch.autograd.Function):
-    """Cross-entropies, and the norms of their gradients at the logits, of one table of probabilities."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        log_p = logits.log_softmax(dim=-1)
-        nll = -log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-        p = log_p.exp_()
-        own = (-nll).exp()
-        norms = (torch.linalg.vector_norm(p, dim=-1).square() - 2 * own + 1).clamp(min=0).sqrt()
-        ctx.save_for_backward(p, targets)
-        ctx.mark_non_differentiable(norms)
-        return nll, norms
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None]:
-        p, targets = ctx.saved_tensors
-        scaled = p * gradient.unsqueeze(-1)
-        return scaled.scatter_add_(-1, targets.unsqueeze(-1), -gradient.unsqueeze(-1)), None
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute cross-entropies, and the norms ``|p - y|`` of their gradients at the logits, which cost nothing more.
-
-    Args:
-        logits: ``[cells, targets, vocabulary]``; half precision becomes float32.
-        targets: ``[cells, targets]`` int64.
-
-    Returns:
-        ``[cells, targets]`` cross-entropies in nats, and norms without a graph.
-    """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    found: tuple[Tensor, Tensor] = _CrossEntropy.apply(logits, targets)  # type: ignore[no-untyped-call]
-    return found
-
-
-def _squared_errors(logits: Tensor, batch: Mapping[str, Tensor], masks: Masks) -> Tensor:
-    """``[cells]`` squared norms of the mean over a cell's targets of ``p - y``."""
-    errors = logits.double().softmax(dim=-1)
-    target = batch["target_ids"].unsqueeze(-1)
-    errors.scatter_add_(-1, target, torch.full_like(target, -1.0, dtype=errors.dtype))
-    counts = masks.valid.sum(dim=1, keepdim=True)
-    return (errors * masks.valid.unsqueeze(-1)).sum(dim=1).div(counts).square().sum(dim=1)
-
-
-def _new_mapnet(encoder: nn.Module, length: int, options: MapNetTraining, seed: int) -> MapNet:
-    tokens, width = embedding_shape(encoder)
-    with evaluating(encoder):
-        flops = encoder_flops_per_token(encoder, length)
-    try:
-        config = default_config(tokens, width, flops, length, **options.shape)
-    except TypeError as error:
-        raise GradvarError(f"mapnet.shape {options.shape} is no shape of a MAPNet ({error}); correct it") from None
-    device = next(encoder.parameters()).device
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return MapNet(config).to(device)
+@contextmanager
+def measuring(encoder: nn.Module) -> Iterator[None]:
+    """Let scores and gradients be measured: without dropout, and in full precision whatever the training's is."""
+    with evaluating(encoder), torch.autocast(next(encoder.parameters()).device.type, enabled=False):
+        yield
 
 
 def _stream(number: int, like: Tensor) -> Tensor:

@@ -9,8 +9,13 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
 
 from gradvar.errors import GradvarError
+from gradvar.masking.corruption import Replacement
+from gradvar.masking.masks import Sentences
+from gradvar.masking.proposal import LATER, parse_proposal
+from gradvar.masking.scores import Task
 
 
 def _whole(value: Any) -> Any:
@@ -94,6 +99,18 @@ class Model(Section):
         return self
 
 
+class Fitted:
+    """Stands for a MAPNet that there is none of yet."""
+
+    def __call__(self, sentences: Sentences, task: Task) -> Tensor:
+        """Refuse; see :class:`~gradvar.masking.scores.Score`."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        """Name the score."""
+        return "mapnet"
+
+
 class Masking(Section):
     """How masks are chosen.
 
@@ -112,6 +129,33 @@ class Masking(Section):
     masks: Count | None = None
     weighting: Literal["sentence", "token"] = "sentence"
     contexts: Count = 2
+
+    @model_validator(mode="after")
+    def _possible(self) -> Masking:
+        Replacement(*(p / 100 for p in self.replacement))
+        masks_of(self)
+        return self
+
+
+def masks_of(masking: Masking) -> int:
+    """Count the masks of a sentence in one step.
+
+    Args:
+        masking: How masks are chosen.
+
+    Returns:
+        Masks.
+
+    Raises:
+        GradvarError: If there is no such proposal, or they are no multiple of the masks of one draw.
+    """
+    together = parse_proposal(masking.proposal, dict.fromkeys(LATER, Fitted())).design.cells
+    masks = masking.masks or together
+    if masks % together:
+        raise GradvarError(
+            f"masking.masks {masks} is no multiple of the {together} masks of one draw of {masking.proposal}"
+        )
+    return masks
 
 
 class MapNetTraining(Section):
@@ -267,6 +311,16 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     watch: Watch = Watch()
     saving: Saving = Saving()
+
+    @model_validator(mode="after")
+    def _whole_sentences(self) -> Recipe:
+        cells, masks = self.training.batch // self.training.accumulation, masks_of(self.masking)
+        if self.training.batch % self.training.accumulation or cells % masks:
+            raise ValueError(
+                f"training.batch {self.training.batch} is no multiple of {self.training.accumulation} micro-batches "
+                f"times {masks} masks of a sentence; give one that is"
+            )
+        return self
 
 
 _INSTEAD = {

@@ -16,14 +16,18 @@ from transformers import PrinterCallback, TrainingArguments
 
 from gradvar import checkpoints
 from gradvar.errors import GradvarError
+from gradvar.huggingface.checkpoint import locate
+from gradvar.mapnet.files import CONFIG as MAPNET
+from gradvar.mapnet.network import MapNet
 from gradvar.masking.proposal import nearest
 from gradvar.provenance import command, versions
 from gradvar.training.callbacks import Interruption, MetricsFile, Terminal, read_metrics
 from gradvar.training.data import Prepared, lengths_of, prepare
 from gradvar.training.model import build_encoder
 from gradvar.training.order import Order
-from gradvar.training.recipe import Recipe, changed, recipe_of, write_recipe
-from gradvar.training.trainer import STATE, MaskProposalTrainer
+from gradvar.training.recipe import Model, Recipe, changed, recipe_of, write_recipe
+from gradvar.training.saving import STATE
+from gradvar.training.trainer import MaskProposalTrainer
 from gradvar.training.watch import VarianceWatch
 
 if TYPE_CHECKING:
@@ -42,6 +46,7 @@ class Ended:
         metrics: The last evaluation; empty where the run was interrupted.
         steps: Steps that were done, of all sessions.
         signal: What interrupted it, or None.
+        drawn_by: The proposal in use at the end, as text that other commands read.
         seconds: Of training, of all sessions.
         watched: Seconds in which this session watched the variance, beside them.
     """
@@ -51,6 +56,7 @@ class Ended:
     metrics: dict[str, float]
     steps: int
     signal: int | None
+    drawn_by: str
     seconds: float
     watched: float = 0.0
 
@@ -78,7 +84,11 @@ def start(recipe: Recipe, out: Path, console: Console, cache: Path | None = None
     """
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
         whole = checkpoints.last_whole(out) if out.is_dir() else None
-        remedy = f"go on with gradvar train --resume {out}, or give another folder" if whole else "give another folder"
+        remedy = (
+            f"go on with gradvar train --resume {out}, or give another folder"
+            if whole
+            else "remove it, or give another folder"
+        )
         raise GradvarError(f"--out {out} is there already; {remedy}")
     return _run(recipe, out, console, cache, cpu, None)
 
@@ -117,7 +127,7 @@ def resume(run: Path, console: Console, cache: Path | None = None, cpu: bool = F
         evaluated = [line for line in read_metrics(run) if "eval_loss" in line and line["step"] == done]
         if evaluated:
             console.print("this run is finished; there is nothing to go on with", highlight=False)
-            return Ended(run, last, evaluated[-1], done, None, saved["elapsed"])
+            return Ended(run, last, evaluated[-1], done, None, saved["drawn_by"], saved["elapsed"])
     return _run(recipe, run, console, cache, cpu, last)
 
 
@@ -125,13 +135,16 @@ def _run(recipe: Recipe, out: Path, console: Console, cache: Path | None, cpu: b
     args = _arguments(recipe, out, cpu)
     first = args.process_index == 0
     with args.main_process_first():
-        prepared = prepare(recipe.data, cache or default_cache(), recipe.model.source)
+        prepared = prepare(recipe.data, cache or default_cache(), recipe.model.source, last)
     for line in prepared.summary():
         console.print(line, highlight=False, soft_wrap=True)
     saved = json.loads((last / STATE).read_text()) if last else {}
     if last and saved["data_sha256"] != prepared.sha256:
         raise GradvarError(f"{recipe.data.train} is another text than the run began with; restore it, or start anew")
-    encoder = build_encoder(recipe.model, prepared.tokenizer, recipe.data.max_length, recipe.seed)
+    # What it began with may be gone when it goes on; its own last weights are there.
+    spec = Model(source=str(last)) if last and recipe.model.source else recipe.model
+    encoder = build_encoder(spec, prepared.tokenizer, recipe.data.max_length, recipe.seed)
+    network = _mapnet_of(spec, recipe, console)
     _set_steps(recipe, args, prepared)
     with _folder(out, first):
         trainer = MaskProposalTrainer(
@@ -142,6 +155,7 @@ def _run(recipe: Recipe, out: Path, console: Console, cache: Path | None, cpu: b
             processing_class=prepared.tokenizer,
             masking=recipe.masking,
             mapnet=recipe.mapnet,
+            network=network,
             evaluation=recipe.evaluation,
             seconds=recipe.training.seconds,
         )
@@ -158,6 +172,8 @@ def _run(recipe: Recipe, out: Path, console: Console, cache: Path | None, cpu: b
     console.print(
         f"model: {type(encoder).__name__}, {parameters:,} parameters{beside}", highlight=False, soft_wrap=True
     )
+    for line in _caveats(trainer):
+        console.print(line, highlight=False, soft_wrap=True)
     trainer.remove_callback(PrinterCallback)
     interruption, terminal = Interruption(trainer), Terminal(trainer, console)
     watch = [VarianceWatch(trainer, prepared.valid, recipe.watch)] if recipe.watch.every else []
@@ -178,9 +194,38 @@ def _run(recipe: Recipe, out: Path, console: Console, cache: Path | None, cpu: b
         metrics,
         trainer.state.global_step,
         trainer.stopped or None,
+        trainer.joint.in_words,
         trainer.elapsed,
         sum(each.seconds for each in watch),
     )
+
+
+def _mapnet_of(spec: Model, recipe: Recipe, console: Console) -> MapNet | None:
+    """Take the MAPNet that lies beside a checkpoint, where the recipe neither needs none nor wants another shape."""
+    if spec.source is None or recipe.mapnet.shape or not recipe.masking.proposal.startswith("mapnet"):
+        return None
+    folder = locate(spec.source, "model.source")
+    if not (folder / MAPNET).is_file():
+        return None
+    console.print(f"going on with the MAPNet of {folder}", highlight=False, soft_wrap=True)
+    return MapNet.from_pretrained(folder)
+
+
+def _caveats(trainer: MaskProposalTrainer) -> list[str]:
+    """Say what a proposal does to the objective."""
+    proposal = trainer.joint.proposal
+    unbiased, rate = proposal.design.unbiased, trainer.joint.mask_rate
+    lines = []
+    if unbiased == "no model":
+        lines.append(f"note: {proposal} carries no weights; what it trains is another objective than uniform masks")
+    elif unbiased != "every model":
+        lines.append(
+            f"note: {proposal} weighs every target by itself; its expected gradient is that of uniform masks only as "
+            "far as targets do not interact (gradvar compare measures how far)"
+        )
+    if proposal.mask_rate is not None and proposal.mask_rate != trainer.joint.masking.mask_rate:
+        lines.append(f"note: masks of {rate:.0%} train another objective than those of the recipe's mask rate")
+    return lines
 
 
 def _arguments(recipe: Recipe, out: Path, cpu: bool) -> TrainingArguments:
@@ -211,6 +256,7 @@ def _arguments(recipe: Recipe, out: Path, cpu: bool) -> TrainingArguments:
             logging_steps=saving.log_every,
             eval_strategy="no" if every is None else "steps",
             eval_steps=every,
+            per_device_eval_batch_size=recipe.evaluation.batch,
             save_strategy="steps",
             save_steps=saving.every or 2**40,
             save_total_limit=saving.keep,
@@ -235,7 +281,7 @@ def _set_steps(recipe: Recipe, args: TrainingArguments, prepared: Prepared) -> N
     """Turn a budget in tokens into one in steps: the order of the sequences is known."""
     if recipe.training.tokens is None:
         return
-    from gradvar.training.joint import masks_of
+    from gradvar.training.recipe import masks_of
 
     masks = masks_of(recipe.masking)
     order = Order(len(prepared.train), recipe.training.batch // masks, recipe.seed)

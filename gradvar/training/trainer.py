@@ -1,61 +1,54 @@
-"""`transformers.Trainer` for the joint model: data order, steps that are skipped or counted, exact checkpoints."""
+"""`transformers.Trainer` for the joint model: the order of the data; steps that are agreed on, skipped, counted."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import SaveStrategy, TrainOutput
 
 from gradvar import checkpoints
 from gradvar.errors import GradvarError
-from gradvar.huggingface.checkpoint import quiet
 from gradvar.huggingface.corpus import Corpus
 from gradvar.huggingface.masked_lm import MaskedLM
 from gradvar.huggingface.vocabulary import Vocabulary
 from gradvar.mapnet.network import MapNet
 from gradvar.masking.sets import check_fits
 from gradvar.masking.uniform import target_count
+from gradvar.training.arguments import adapted
 from gradvar.training.evaluation import MASK_RATE, evaluate
-from gradvar.training.joint import JointModel, Tallies, evaluating
-from gradvar.training.order import Order, Place, RankBatches
-from gradvar.training.recipe import Evaluation, MapNetTraining, Masking
+from gradvar.training.joint import JointModel, evaluating
+from gradvar.training.learner import Tallies
+from gradvar.training.order import Order, RankBatches
+from gradvar.training.recipe import Evaluation, MapNetTraining, Masking, masks_of
+from gradvar.training.saving import WholeCheckpoints
+from gradvar.training.sequences import Sequences, loader
 
-STATE = "gradvar_state.json"
-"""What a checkpoint knows beside weights, optimizer, schedule and random numbers."""
 _MOST_SKIPPED = 10  # steps in a row without a finite loss or gradient
-_ENDLESS = 2**40  # steps, where the budget is in seconds
 _SIGNALS = 65  # numbers of signals
 _VIRTUAL = 10**6  # steps of a schedule over seconds
-_LOOKED_AT = 256  # sequences that tell how long sequences are
-_DISK = ("No space", "File too large", "write failed", "unexpected pos", "I/O error", "os error")
-"""What torch and safetensors say where a disk is full."""
+_METERS = ("cells", "loss", "targets", "weight", "weight2", "mapnet_loss", "mapnet_cells")
 
 
-class MaskProposalTrainer(Trainer):
+class MaskProposalTrainer(WholeCheckpoints):
     """A :class:`transformers.Trainer` that draws masks by a proposal, and trains the MAPNet that it may ask for.
 
-    Give it unmasked, tokenised sequences: it masks them itself, on the device, so it takes no collator. All of
-    `TrainingArguments` that concern optimisation, logging, saving and evaluation hold; ``per_device_train_batch_size``
-    counts cells (sentences times masks). Sequences of a step are a function of (seed, step), masks of (seed, step,
-    epoch, row), so that ranks, workers and accumulation change nothing, and a resumed run goes on bit for bit.
-    Checkpoints are written whole or not at all; their encoder loads with plain
+    Give it unmasked, tokenised sequences: it masks them itself, on the device, so it takes no collator. What
+    `TrainingArguments` say of optimisation, logging, saving and evaluation holds, and what cannot hold is refused by
+    name; ``per_device_train_batch_size`` counts cells (sentences times masks). Sequences of a step are a function of
+    (seed, step), masks of (seed, step, epoch, row), so that ranks, workers and accumulation change nothing, and a
+    resumed run goes on bit for bit. Checkpoints are written whole or not at all; their encoder loads with plain
     ``AutoModelForMaskedLM.from_pretrained``, the MAPNet lies beside it.
 
     A step whose loss or gradient is not finite, on whatever rank, is skipped on all and counted; ten in a row end the
@@ -69,9 +62,10 @@ class MaskProposalTrainer(Trainer):
         processing_class: The tokenizer.
         masking: How masks are chosen, or a proposal's text, such as ``mapnet/pps``.
         mapnet: How the MAPNet is trained.
-        evaluation: How the held-out loss is measured.
+        network: A MAPNet to go on with; None makes one, if the proposal asks for it.
+        evaluation: How many held-out sentences, by which masks.
         seconds: Budget in seconds of training, in place of ``max_steps`` and ``num_train_epochs``.
-        optimizers: As the Trainer takes them.
+        optimizers: As the Trainer takes them; an optimizer gets the MAPNet's parameters in a group of their own.
         callbacks: As the Trainer takes them.
 
     Attributes:
@@ -80,6 +74,7 @@ class MaskProposalTrainer(Trainer):
         tokens: Tokens that the encoder was shown.
         stop: Number of the signal that asked this process to end the run after the step under way; 0 for none.
         stopped: The one that the processes agreed on.
+        extra_state: Plain JSON that checkpoints keep.
 
     Raises:
         GradvarError: If the masking is not possible, or a step takes more sequences than there are.
@@ -95,54 +90,37 @@ class MaskProposalTrainer(Trainer):
         processing_class: Any,
         masking: Masking | str = Masking(),
         mapnet: MapNetTraining = MapNetTraining(),
+        network: MapNet | None = None,
         evaluation: Evaluation = Evaluation(),
         seconds: float | None = None,
         optimizers: Any = (None, None),
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        masking = Masking(proposal=masking) if isinstance(masking, str) else masking
-        self._sequences = _Sequences(train_dataset)
-        vocabulary = Vocabulary.of(processing_class)
-        joint = JointModel(
-            model,
-            processing_class,
-            masking,
-            mapnet,
-            seed=args.seed,
-            max_length=self._sequences.longest,
-            mean_targets=self._sequences.mean_targets(vocabulary, masking) if masking.weighting == "token" else None,
-            token_counts=self._sequences.token_counts(vocabulary) if "frequency" in masking.proposal else None,
-        )
+        if isinstance(eval_dataset, dict):
+            raise GradvarError("eval_dataset is a dict; give one data set, and call evaluate with the others")
+        args = adapted(args, model, seconds)
+        masking = _masking(masking)
+        self._sequences = Sequences(train_dataset)
+        self.joint = joint = self._joint(model, args, processing_class, masking, mapnet, network)
         micro, masks = args.per_device_train_batch_size, joint.masks
         if micro % masks:
             raise GradvarError(
                 f"{micro} cells at once on a device (the batch over processes and micro-batches) are no multiple of "
                 f"the {masks} masks of a sentence; give another batch"
             )
-        if joint.proposal.design.cells > 1:
-            totals = self._sequences.totals(vocabulary)
-            check_fits(joint.proposal.design.cells, totals, target_count(totals, joint.mask_rate))
         cells = micro * args.gradient_accumulation_steps * args.world_size
         self.order = Order(len(self._sequences), cells // masks, args.seed)
-        self.seconds, self._elapsed = seconds, 0.0
-        if seconds is not None:
-            args.max_steps = _ENDLESS
-        elif args.max_steps <= 0:
+        if args.max_steps <= 0:
             args.max_steps = math.ceil(args.num_train_epochs * self.order.rows / self.order.batch)
-        args.ignore_data_skip = True  # the sampler begins where the run is
-        if args.torch_compile:
-            _compile(model, args)
-        self.joint = joint
-        self.evaluation = evaluation
-        self._skipped = self._in_a_row = 0
-        self._meters: dict[str, float] = {}
-        self.tokens = 0
-        self._evaluated: tuple[int, dict[str, float]] = (-1, {})
+        self.seconds, self._elapsed = seconds, 0.0
         self._before, self._since = 0.0, time.monotonic()
+        self.evaluation = evaluation
+        self._evaluated: tuple[int, dict[str, float]] = (-1, {})
+        self._held_out: tuple[Any, Corpus] | None = None
+        self.tokens = self._skipped = self._in_a_row = 0
+        self._meters: dict[str, float] = {}
         self.stop = self.stopped = 0
         self.extra_state: dict[str, Any] = {}
-        self._staging: str | None = None
-        self._held_out: tuple[Any, Corpus] | None = None
         super().__init__(
             model=joint,
             args=args,
@@ -155,11 +133,36 @@ class MaskProposalTrainer(Trainer):
         self.loss_is_scaled_for_ga = False
         self.label_names = []
 
-    @property
-    def run(self) -> Path:
-        """The run's folder."""
-        assert self.args.output_dir is not None
-        return Path(self.args.output_dir)
+    def _joint(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        tokenizer: Any,
+        masking: Masking,
+        mapnet: MapNetTraining,
+        network: MapNet | None,
+    ) -> JointModel:
+        """Make the joint model, with what it wants to know of all sequences."""
+        vocabulary, sequences = Vocabulary.of(tokenizer), self._sequences
+        rare = "frequency" in masking.proposal
+        joint = JointModel(
+            model,
+            tokenizer,
+            masking,
+            mapnet,
+            seed=args.seed,
+            network=network,
+            max_length=sequences.longest,
+            token_counts=sequences.token_counts(vocabulary) if rare else None,
+        )
+        design = joint.proposal.design
+        if masking.weighting == "token" or design.cells > 1:
+            totals = sequences.totals(vocabulary)
+            counts = target_count(totals, joint.mask_rate)
+            joint.mean_targets = float(counts.double().mean())
+            if design.cells > 1:
+                check_fits(design.cells, totals, counts)
+        return joint
 
     # ---- data
 
@@ -174,38 +177,65 @@ class MaskProposalTrainer(Trainer):
             lambda: self.state.global_step,
         )
         workers = args.dataloader_num_workers
-        return DataLoader(
+        return loader(
             self._sequences,
-            batch_sampler=batches,
-            collate_fn=collate,
-            num_workers=workers,
+            batches,
+            workers,
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
-            persistent_workers=False,
             prefetch_factor=args.dataloader_prefetch_factor if workers else None,
-            generator=torch.Generator(),  # so that workers take nothing from the random numbers of dropout
         )
 
     # ---- optimisation
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train; see :meth:`transformers.Trainer.train`.
+
+        Args:
+            resume_from_checkpoint: A checkpoint's folder, or True for the last whole one; a run that is finished stays
+                as it is.
+            *args: As the Trainer takes them.
+            **kwargs: As the Trainer takes them.
+
+        Returns:
+            What the Trainer returns.
+
+        Raises:
+            GradvarError: If there is no whole checkpoint to go on from, or the run cannot go on.
+        """
+        if resume_from_checkpoint is True:
+            last = checkpoints.last_whole(self.run)
+            if last is None:
+                raise GradvarError(f"{self.run} holds no whole checkpoint to go on from; start anew")
+            resume_from_checkpoint = str(last)
+        if resume_from_checkpoint:
+            self.go_to(Path(resume_from_checkpoint))
+            if self.is_over:
+                return TrainOutput(self.state.global_step, math.nan, {})
+        self._since = time.monotonic()
+        if self.args.world_size > 1:
+            torch.manual_seed(self.args.seed + self.args.process_index)  # dropout of its own on every rank
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Make the optimizer; the MAPNet's parameters have a learning rate and a weight decay of their own."""
-        if self.optimizer is not None:
-            return self.optimizer
-        joint = self.joint
-        decayed = set(self.get_decay_parameter_names(joint))
-        kind, options = self.get_optimizer_cls_and_kwargs(self.args)
-        groups = []
-        for prefix, decay, rate in (
-            ("encoder.", self.args.weight_decay, self.args.learning_rate),
-            ("mapnet.", joint.options.weight_decay, joint.options.learning_rate),
-        ):
-            named = [(n, p) for n, p in joint.named_parameters() if n.startswith(prefix) and p.requires_grad]
-            for own, value in ((True, decay), (False, 0.0)):
-                chosen = [p for n, p in named if (n in decayed) == own]
-                if chosen:
-                    groups.append({"params": chosen, "weight_decay": value, "lr": rate})
-        self.optimizer = kind(groups, **options)
+        decayed = set(self.get_decay_parameter_names(self.joint))
+        if self.optimizer is None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            groups = self._groups("encoder.", decayed, self.args.weight_decay, self.args.learning_rate)
+            self.optimizer = kind(groups, **options)
+        known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        if self.joint.mapnet is not None and not any(id(p) in known for p in self.joint.mapnet.parameters()):
+            own = self.joint.options
+            for group in self._groups("mapnet.", decayed, own.weight_decay, own.learning_rate):
+                self.optimizer.add_param_group(group)
         return self.optimizer
+
+    def _groups(self, prefix: str, decayed: set[str], decay: float, rate: float) -> list[dict[str, Any]]:
+        named = [(n, p) for n, p in self.joint.named_parameters() if n.startswith(prefix) and p.requires_grad]
+        parts = (
+            ([p for n, p in named if (n in decayed) == own], value) for own, value in ((True, decay), (False, 0.0))
+        )
+        return [{"params": part, "weight_decay": value, "lr": rate} for part, value in parts if part]
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Make the schedule; where the budget is in seconds, it follows the clock."""
@@ -227,63 +257,13 @@ class MaskProposalTrainer(Trainer):
     def progress(self) -> float:
         """Share of the budget that is used."""
         if self.seconds is None:
-            return self.state.global_step / self.state.max_steps
+            return self.state.global_step / self.args.max_steps
         return self._elapsed / self.seconds
 
-    def _clip_grad_norm(self, model: nn.Module) -> Any:
-        """Clip the encoder's gradient, and by itself the MAPNet's: neither changes the other's step."""
-        return self._clip(self.args.max_grad_norm)
-
-    def _clip(self, most: float) -> Any:
-        norm = self.accelerator.clip_grad_norm_(self.joint.encoder.parameters(), most)  # which unscales all of them
-        if self.joint.mapnet is not None:
-            self.joint.tallies["mapnet_norm"] = nn.utils.clip_grad_norm_(self.joint.mapnet.parameters(), most).double()
-        return norm
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Close a step before the optimizer's turn: agree on what it was, and drop it if it was not finite."""
-        if grad_norm is None:
-            grad_norm = self._clip(float("inf"))
-        joint, first = self.joint, self.args.process_index == 0
-        own = {
-            "norm": grad_norm.detach().double(),
-            "elapsed": torch.tensor(self._clock() if first else 0.0),  # of one clock
-            "stop": F.one_hot(torch.tensor(self.stop), _SIGNALS).double(),
-        }
-        agreed = self._summed(joint.tallies | own)
-        joint.tallies = {}
-        self._elapsed = float(agreed["elapsed"])
-        self.stopped = int(agreed["stop"][1:].argmax()) + 1 if bool(agreed["stop"][1:].any()) else 0
-        if all(bool(x.isfinite().all()) for x in agreed.values()):
-            self._in_a_row = 0
-            joint.learn(agreed)
-            self._meter(agreed)
-            self.tokens += int(agreed["tokens"])
-        else:
-            self._drop_step()
-        return grad_norm
-
-    def _drop_step(self) -> None:
-        for parameter in self.joint.parameters():
-            parameter.grad = None  # which the optimizer passes over, its own state included
-        self._skipped += 1
-        self._in_a_row += 1
-        if self._in_a_row >= _MOST_SKIPPED:
-            last = checkpoints.last_whole(self.run)
-            kept = f"{last} is whole" if last else "no checkpoint was written yet"
-            raise GradvarError(
-                f"{_MOST_SKIPPED} steps in a row gave no finite loss and gradient, up to step {self.state.global_step};"
-                f" {kept}: lower the learning rate, or look at the data"
-            )
-
-    def _summed(self, tallies: Tallies) -> dict[str, Tensor]:
-        """Add up what the ranks have, all of which name the same things."""
-        names = sorted(tallies)
-        sizes = [tallies[name].numel() for name in names]
-        together = torch.cat([tallies[name].to(self.args.device, torch.float64).flatten() for name in names])
-        if self.args.world_size > 1:
-            dist.all_reduce(together)
-        return dict(zip(names, together.split(sizes), strict=True))
+    @property
+    def is_over(self) -> bool:
+        """Whether the budget is used."""
+        return self.progress >= 1
 
     @property
     def elapsed(self) -> float:
@@ -303,23 +283,75 @@ class MaskProposalTrainer(Trainer):
         finally:
             self._since += time.monotonic() - start
 
-    def _meter(self, tallies: Mapping[str, Tensor]) -> None:
-        for name in ("cells", "loss", "targets", "weight", "weight2", "mapnet_loss"):
-            if name in tallies:
-                self._meters[name] = self._meters.get(name, 0.0) + float(tallies[name])
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Clip the encoder's gradient, and by itself the MAPNet's: neither changes the other's step."""
+        return self._clip(self.args.max_grad_norm)
+
+    def _clip(self, most: float) -> Any:
+        norm = self.accelerator.clip_grad_norm_(self.joint.encoder.parameters(), most)
+        self._mapnet_norm = 0.0 * norm
+        if self.joint.mapnet is not None:
+            self._mapnet_norm = nn.utils.clip_grad_norm_(self.joint.mapnet.parameters(), most)
+        return norm
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Close a step before the optimizer's turn: agree on what it was, and drop it if it was not finite."""
+        if grad_norm is None:
+            grad_norm = self._clip(float("inf"))
+        joint, first = self.joint, self.args.process_index == 0
+        agreed = self._summed(
+            joint.take_tallies()
+            | {
+                "norms": torch.stack([grad_norm.detach(), self._mapnet_norm.detach()]),
+                "elapsed": torch.tensor([self._clock() if first else 0.0]),  # of one clock
+                "stop": F.one_hot(torch.tensor(self.stop), _SIGNALS),
+            }
+        )
+        self._elapsed = float(agreed["elapsed"])
+        self.stopped = int(agreed["stop"][1:].argmax()) + 1 if bool(agreed["stop"][1:].any()) else 0
+        if all(bool(x.isfinite().all()) for x in agreed.values()):
+            self._in_a_row = 0
+            joint.learn(agreed)
+            self._meters = {x: self._meters.get(x, 0.0) + float(agreed[x]) for x in _METERS if x in agreed}
+            self.tokens += int(agreed["tokens"])
+            if joint.mapnet is not None and not float(agreed["mapnet_cells"]):
+                _forget(joint.mapnet)  # a gradient of zero would still move it, by momentum and weight decay
+        else:
+            self._drop_step()
+        return grad_norm
+
+    def _drop_step(self) -> None:
+        _forget(self.joint)
+        self._skipped += 1
+        self._in_a_row += 1
+        if self._in_a_row >= _MOST_SKIPPED:
+            last = checkpoints.last_whole(self.run)
+            kept = f"{last} is whole" if last else "no checkpoint was written yet"
+            raise GradvarError(
+                f"{_MOST_SKIPPED} steps in a row gave no finite loss and gradient, up to step {self.state.global_step};"
+                f" {kept}: lower the learning rate, or look at the data"
+            )
+
+    def _summed(self, tallies: Mapping[str, Tensor]) -> Tallies:
+        """Add up what the ranks have, all of which name the same things."""
+        names = sorted(tallies)
+        sizes = [tallies[name].numel() for name in names]
+        together = torch.cat([tallies[name].to(self.args.device, torch.float64).flatten() for name in names])
+        if self.args.world_size > 1:
+            dist.all_reduce(together)
+        return dict(zip(names, together.split(sizes), strict=True))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with what masks and MAPNet did since the last line."""
         if "loss" in logs:
             m, self._meters = self._meters, {}
             logs["loss"] = m["loss"] / m["cells"] if m else math.nan  # where all steps were skipped
-            joint = self.joint
             if m:
                 logs["ess"] = m["weight"] ** 2 / (m["targets"] * m["weight2"])
-            if m and joint.mapnet is not None:
-                logs["mapnet_loss"] = m.get("mapnet_loss", 0.0) / m["cells"]
-            if joint.calibration is not None:
-                logs["exponent"], logs["epsilon"] = joint.calibration.chosen
+            if m.get("mapnet_cells"):
+                logs["mapnet_loss"] = m["mapnet_loss"] / m["mapnet_cells"]
+            if self.joint.calibration is not None:
+                logs["exponent"], logs["epsilon"] = self.joint.calibration.chosen
             logs["skipped_steps"] = self._skipped
         logs |= {"tokens": self.tokens, "seconds": round(self.elapsed, 3)}
         super().log(logs, start_time)
@@ -332,7 +364,7 @@ class MaskProposalTrainer(Trainer):
         """Measure the held-out loss under fixed uniform masks of 15 %, whatever the training masks are.
 
         Args:
-            eval_dataset: Other held-out sequences.
+            eval_dataset: Other held-out sequences, of which ``evaluation.sentences`` are taken, always the same.
             ignore_keys: Of no account.
             metric_key_prefix: Prefix of the metrics' names.
 
@@ -344,7 +376,8 @@ class MaskProposalTrainer(Trainer):
             raise GradvarError("there is no held-out text to evaluate on; pass eval_dataset")
         start, spec = time.perf_counter(), self.evaluation
         with self.paused():
-            quality = evaluate(self.studied(dataset, mask_rate=MASK_RATE), spec.sentences, spec.masks, spec.batch)
+            objective = self.studied(dataset, mask_rate=MASK_RATE)
+            quality = evaluate(objective, spec.sentences, spec.masks, self.args.per_device_eval_batch_size)
         metrics = quality.metrics(metric_key_prefix)
         metrics[f"{metric_key_prefix}_seconds"] = time.perf_counter() - start
         self._evaluated = (self.state.global_step, metrics)
@@ -368,7 +401,7 @@ class MaskProposalTrainer(Trainer):
             The objective; the encoder's mode is as it was.
         """
         if self._held_out is None or self._held_out[0] is not dataset:
-            sequences = _Sequences(dataset)
+            sequences = Sequences(dataset)
             rows = tuple(sequences[i] for i in range(len(sequences)))
             self._held_out = (dataset, Corpus(rows, "held-out text", "", max(map(len, rows)), 0.0))
         with evaluating(self.joint):
@@ -376,217 +409,51 @@ class MaskProposalTrainer(Trainer):
 
     # ---- checkpoints
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; see :meth:`transformers.Trainer.train`.
+    def run_state(self) -> dict[str, Any]:
+        """Return what the run knows beside the model, as plain JSON."""
+        state = {"elapsed": self._elapsed, "tokens": self.tokens, "skipped": self._skipped, "in_a_row": self._in_a_row}
+        return state | {"meters": self._meters, "drawn_by": self.joint.in_words} | self.extra_state
 
-        Args:
-            resume_from_checkpoint: A checkpoint's folder, or True for the last whole one.
-            *args: As the Trainer takes them.
-            **kwargs: As the Trainer takes them.
-
-        Returns:
-            What the Trainer returns.
-
-        Raises:
-            GradvarError: If there is no whole checkpoint to go on from, or the run cannot go on.
-        """
-        if resume_from_checkpoint is True:
-            last = checkpoints.last_whole(self.run)
-            if last is None:
-                raise GradvarError(f"{self.args.output_dir} holds no whole checkpoint to go on from; start anew")
-            resume_from_checkpoint = str(last)
-        self._since = time.monotonic()
-        if self.args.world_size > 1:
-            torch.manual_seed(self.args.seed + self.args.process_index)  # dropout of its own on every rank
-        return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    def go_to(self, checkpoint: Path) -> None:
-        """Be where a checkpoint is, without training.
-
-        Args:
-            checkpoint: Its folder.
-        """
-        self._load_from_checkpoint(str(checkpoint))
-        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return self._staging or super()._get_output_dir(trial)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint whole or not at all; where it fails on one rank, it fails on all."""
-        run, step = Path(super()._get_output_dir(trial)), self.state.global_step
-        if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(checkpoints.folder_of(run, self.state.best_global_step))
-        first = self.args.process_index == 0
-        staging = checkpoints.staging_of(run)
-        with self.paused():
-            if first:
-                problem = self._attempt(lambda: checkpoints.prepare(staging))
-                self._together(problem, step)
-            else:
-                self._together(None, step)
-            self._staging = str(staging)
-            try:
-                problem = self._attempt(lambda: self._write_checkpoint(model, trial, staging, step))
-            finally:
-                self._staging = None
-            self._together(problem, step)
-            if first:
-                problem = self._attempt(lambda: checkpoints.publish(staging, run, step))
-                if problem is None and self.args.save_total_limit:
-                    best = self.state.best_model_checkpoint
-                    checkpoints.keep_last(run, self.args.save_total_limit, Path(best) if best else None)
-            self._together(problem, step)
-
-    def _write_checkpoint(self, model: nn.Module, trial: Any, staging: Path, step: int) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.process_index == 0:
-            joint = self.joint.state()
-            state = {
-                "elapsed": self._elapsed,
-                "tokens": self.tokens,
-                "skipped": self._skipped,
-                "in_a_row": self._in_a_row,
-            }
-            text = json.dumps(state | {"meters": self._meters, "joint": joint} | self.extra_state)
-            (checkpoints.folder_of(staging, step) / STATE).write_text(text + "\n")
-
-    @staticmethod
-    def _attempt(work: Any) -> str | None:
-        """Do something; return what went wrong with the disk, if anything."""
-        try:
-            work()
-        except (OSError, GradvarError, safetensors.SafetensorError, RuntimeError) as error:
-            if not isinstance(error, OSError | GradvarError) and not any(x in str(error) for x in _DISK):
-                raise
-            return str(getattr(error, "strerror", None) or error)
-        return None
-
-    def _together(self, problem: str | None, step: int) -> None:
-        """End all ranks where one could not write."""
-        problems = [problem]
-        if self.args.world_size > 1:
-            problems = [None] * self.args.world_size
-            dist.all_gather_object(problems, problem)
-        said = next((x for x in problems if x is not None), None)
-        if said is None:
-            return
-        run = self.run
-        if self.args.process_index == 0:
-            checkpoints.discard(checkpoints.staging_of(run))
-        last = checkpoints.last_whole(run)
-        kept = f"{last.name} is whole" if last else "there is no earlier one"
-        raise GradvarError(
-            f"the checkpoint of step {step} cannot be written ({said}); {kept}: make room in {run}, then go on from it"
-        )
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Write encoder, tokenizer and MAPNet as their own ``from_pretrained`` read them; nothing is pickled."""
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or self.run)
-        encoder: Any = self.joint.encoder
-        with quiet():
-            encoder.save_pretrained(folder)
-        tokenizer: Any = self.processing_class
-        tokenizer.save_pretrained(folder)
-        if self.joint.mapnet is not None:
-            self.joint.mapnet.record = {"proposal": str(self.joint.proposal), "step": self.state.global_step}
-            self.joint.mapnet.save_pretrained(folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Take encoder, MAPNet and all that is neither weight nor optimizer from a checkpoint."""
-        folder, joint = Path(resume_from_checkpoint), self.joint
-        if not checkpoints.is_whole(folder):
-            raise GradvarError(f"{folder} is no whole checkpoint of a run; give another one")
-        encoder: Any = joint.encoder
-        with quiet():
-            saved = type(encoder).from_pretrained(folder, local_files_only=True, dtype=next(encoder.parameters()).dtype)
-        encoder.load_state_dict(saved.state_dict())
-        state = json.loads((folder / STATE).read_text())
-        if joint.mapnet is not None:
-            joint.mapnet.load_state_dict(MapNet.from_pretrained(folder).state_dict())
-        joint.restore(state["joint"])
+    def restore_run(self, state: dict[str, Any]) -> None:
+        """Know what :meth:`run_state` said."""
         self._before = self._elapsed = float(state["elapsed"])
         self._skipped, self._in_a_row = int(state["skipped"]), int(state["in_a_row"])
         self._meters, self.tokens = dict(state["meters"]), int(state["tokens"])
 
     def _load_best_model(self) -> None:
-        best = self.state.best_model_checkpoint
-        assert best is not None
-        self._load_from_checkpoint(best)
+        super()._load_best_model()
+        self._evaluated = (-1, {})  # it was another model's
 
 
 class _Steps(TrainerCallback):
-    """Counts epochs by what was seen, and ends a run whose seconds are used up, or that was asked to stop."""
+    """Counts epochs by what was seen, and ends a run whose budget is used up, or that was asked to stop."""
 
     def __init__(self, trainer: MaskProposalTrainer) -> None:
         self._trainer = trainer
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        trainer = self._trainer
-        state.epoch = state.global_step * trainer.order.batch / trainer.order.rows
-        if trainer.stopped or trainer.progress >= 1:
+        order = self._trainer.order
+        state.epoch = state.global_step * order.batch / order.rows
+        if int(state.epoch) > int(
+            (state.global_step - 1) * order.batch / order.rows
+        ):  # to the Trainer all is one epoch
+            control.should_log |= args.logging_strategy == "epoch"
+            control.should_evaluate |= args.eval_strategy == "epoch"
+            control.should_save |= args.save_strategy == "epoch"
+        if self._trainer.stopped or self._trainer.is_over:
             control.should_training_stop = True
             control.should_save = args.save_strategy != SaveStrategy.NO
 
 
-class _Sequences(torch.utils.data.Dataset):  # type: ignore[type-arg]
-    """Sequences of any data set as arrays of ids, by number or by place."""
-
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset.with_format("numpy") if hasattr(dataset, "with_format") else dataset
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        return self._ids(self._dataset[int(row)])
-
-    def __getitems__(self, places: Sequence[Place]) -> list[tuple[Place, np.ndarray]]:
-        return [(place, self[place.row]) for place in places]
-
-    @staticmethod
-    def _ids(item: Mapping[str, Any]) -> np.ndarray:
-        ids = np.asarray(item["input_ids"], dtype=np.int64)
-        if "attention_mask" in item:
-            ids = ids[np.asarray(item["attention_mask"], dtype=bool)]
-        return ids
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest of the first sequences, which tell what the others are like."""
-        return max(len(self[i]) for i in range(min(len(self), _LOOKED_AT)))
-
-    def mean_targets(self, vocabulary: Vocabulary, masking: Masking) -> float:
-        """Mean number of targets of a cell; takes a pass over the data."""
-        return float(target_count(self.totals(vocabulary), masking.mask_rate).double().mean())
-
-    def totals(self, vocabulary: Vocabulary) -> Tensor:
-        """``[rows]`` maskable positions of each; takes a pass over the data."""
-        return torch.tensor([vocabulary.maskable_in(self[i]) for i in range(len(self))])
-
-    def token_counts(self, vocabulary: Vocabulary) -> Tensor:
-        """``[vocabulary]`` how often each ordinary token occurs; takes a pass over the data."""
-        return vocabulary.counts_in([self[i] for i in range(len(self))])
+def _masking(masking: Masking | str) -> Masking:
+    """Read a proposal's text."""
+    if isinstance(masking, Masking):
+        return masking
+    masks_of(Masking.model_construct(proposal=masking))  # refuses it in one line
+    return Masking(proposal=masking)
 
 
-def collate(sequences: list[tuple[Place, np.ndarray]]) -> dict[str, Tensor]:
-    """Pad sequences to one length: ``ids`` ``[rows, positions]``, -1 where padded, and ``[rows]`` of their places."""
-    places = [place for place, _ in sequences]
-    ids = nn.utils.rnn.pad_sequence([torch.from_numpy(x) for _, x in sequences], batch_first=True, padding_value=-1)
-    return {
-        "ids": ids,
-        "row": torch.tensor([place.row for place in places]),
-        "epoch": torch.tensor([place.epoch for place in places]),
-        "step": torch.tensor([place.step for place in places]),
-    }
-
-
-def _compile(model: nn.Module, args: TrainingArguments) -> None:
-    """Compile the encoder alone: what draws masks is no static graph."""
-    base: Any = model.base_model
-    base.forward = torch.compile(base.forward, backend=args.torch_compile_backend or "inductor")
-    args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
-    os.environ.pop("ACCELERATE_DYNAMO_BACKEND", None)
-    os.environ.pop("ACCELERATE_DYNAMO_MODE", None)
+def _forget(module: nn.Module) -> None:
+    """Take the gradients away, so that the optimizer passes the parameters over, its own state included."""
+    for parameter in module.parameters():
+        parameter.grad = None

@@ -62,7 +62,7 @@ class VarianceWatch(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Look at what it has become."""
-        if state.global_step >= state.max_steps:
+        if self._trainer.is_over:
             self._look(state)
 
     def _look(self, state: TrainerState) -> None:
@@ -83,7 +83,7 @@ class VarianceWatch(TrainerCallback):
     def _figures(self) -> dict[str, float]:
         joint = self._trainer.joint
         objective = self._trainer.studied(
-            self._dataset, mask_rate=joint.masking.mask_rate, mapnet=joint.mapnet, contexts=self._spec.contexts
+            self._dataset, mask_rate=joint.mask_rate, mapnet=joint.mapnet, contexts=self._spec.contexts
         )
         return figures(objective, joint.in_words, self._spec)
 

@@ -27,7 +27,8 @@ from gradvar import checkpoints
 from gradvar.cli import main
 from gradvar.training.callbacks import MetricsFile, read_metrics
 from gradvar.training.recipe import MapNetTraining, Masking
-from gradvar.training.trainer import MaskProposalTrainer, collate
+from gradvar.training.sequences import collate
+from gradvar.training.trainer import MaskProposalTrainer
 from tests import cases
 
 SHAPE = {"width": 8, "heads": 2}

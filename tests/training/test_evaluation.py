@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers import TrainerCallback
 
+from gradvar.measure import sampling_order
 from gradvar.training.evaluation import evaluate
 from gradvar.training.recipe import Evaluation
 from tests.training import runs
@@ -50,15 +51,16 @@ def test_the_targets_are_fifteen_percent_of_a_sentence_whatever_the_training_mas
 def test_loss_and_accuracy_are_those_of_a_plain_loop(tmp_path, masks, batch, sentences):
     """A sentence at a time, logits at all positions; errors are those of a mean over sentences."""
     made = runs.trainer(tmp_path, "mapnet/pps")
-    made.evaluation = Evaluation(sentences=sentences, masks=masks, batch=batch)
+    made.evaluation = Evaluation(sentences=sentences, masks=masks)
+    made.args.per_device_eval_batch_size = batch
     model = made.joint.encoder.eval()
     losses, hits = [], []
-    for row in range(min(sentences, 20)):
+    for row in sampling_order(20, 0)[:sentences]:
         loss = hit = 0.0
         cells = made.studied(VALID).draw([row], (masks,), 0)
         for cell in range(masks):
             places = cells["target_positions"][cell][cells["target_weights"][cell] > 0]
-            true = torch.tensor(VALID[row]["input_ids"])[places]
+            true = torch.tensor(VALID[int(row)]["input_ids"])[places]
             with torch.no_grad():
                 logits = model(input_ids=cells["input_ids"][cell : cell + 1]).logits[0, places]
             loss += F.cross_entropy(logits, true).item() / masks

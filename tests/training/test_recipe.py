@@ -198,7 +198,10 @@ def test_an_unknown_key_is_told_with_the_nearest_ones(tmp_path, override, words)
         ("saving.loggers=wandb", "saving.loggers: input should be a valid tuple, not 'wandb'"),
         ("mapnet.target=grad", "mapnet.target: input should be 'logit' or 'gradient', not 'grad'"),
         ("mapnet.every=4", "mapnet: 'every' belongs to target: gradient"),
-        ("model.source=x", "model: give 'architecture' (from scratch) or 'source' (a checkpoint), one of the two"),
+        (
+            "model={source: x, architecture: bert}",
+            "model: give 'architecture' (from scratch) or 'source' (a checkpoint), one of the two",
+        ),
         ("model.architecture=null", "model: give 'architecture' (from scratch) or 'source'"),
         ("model={source: x, config: {a: 1}}", "model: 'config' belongs to an architecture from scratch"),
         ("training.steps", "'training.steps' is no override; write section.key=value"),

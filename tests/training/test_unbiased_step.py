@@ -24,7 +24,8 @@ from gradvar.masking.pps import PPS
 from gradvar.masking.sets import ConditionalPoisson, Midzuno, Pool
 from gradvar.training.order import Place
 from gradvar.training.recipe import MapNetTraining, Masking
-from gradvar.training.trainer import MaskProposalTrainer, collate
+from gradvar.training.sequences import collate
+from gradvar.training.trainer import MaskProposalTrainer
 from tests import cases
 from tests.masking import enumeration
 from tests.masking.enumeration import Set
@@ -78,7 +79,7 @@ def calibrate(trainer: Any, exponent: float, epsilon: float) -> None:
     moments = np.full(1 + len(candidates()), 2.0)
     moments[0], moments[1 + candidates().index((exponent, epsilon))] = 1.0, 0.5
     for _ in range(20):
-        trainer.joint.learn({"moments": torch.from_numpy(moments)})
+        trainer.joint.learn({"moments": torch.from_numpy(moments), "looks": torch.tensor(1.0)})
     assert trainer.joint.calibration.chosen == (exponent, epsilon)
 
 
