@@ -431,3 +431,52 @@ def test_every_recipe_is_one(recipe):
     from gradvar.training.recipe import read_recipe
 
     assert read_recipe(recipe).training.batch > 0
+
+
+# ---- found by a review
+
+
+def test_a_signal_to_the_whole_group_saves_with_workers_too(place, tmp_path):
+    """As a scheduler sends it: to the loading processes as well."""
+    process = runs.started(runs.words(place, tmp_path / "run", "--steps", "4000", "training.workers=2"))
+    runs.once(process, tmp_path / "run", 6)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "Traceback" not in err
+    assert f"gradvar train --resume {tmp_path / 'run'}" in err
+    assert checkpoints.last_whole(tmp_path / "run") is not None
+
+
+def test_a_continued_run_goes_on_without_what_it_began_with(run, place):
+    """Encoder, tokenizer and MAPNet come from the first run, whose folder is gone when the second one is resumed."""
+    shutil.copytree(place / "done", "first")
+    text = yaml.safe_load((place / "recipe.yaml").read_text())
+    text["model"], text["data"]["tokenizer"], text["mapnet"] = {"source": "first"}, {}, {"calibrate_every": 1}
+    Path("next.yaml").write_text(yaml.safe_dump(text))
+    code, _, err = run("train", "next.yaml", "--out", "second", "--cache", "cache", "--cpu", "--steps", "9")
+    assert code == 0
+    assert "going on with the MAPNet of first/checkpoint-14" in err
+    one, other = (MapNet.from_pretrained(path).config for path in ("first/checkpoint-14", "second/checkpoint-9"))
+    assert one == other
+    shutil.rmtree("first")
+    shutil.rmtree("second/checkpoint-9")
+    code, out, err = run(*runs.resuming(Path("."), Path("second")))
+    assert code == 0, err
+    assert "after 9 steps" in out
+
+
+@pytest.mark.parametrize(
+    ("proposal", "words"),
+    [
+        ("frequency/hard", "carries no weights; what it trains is another objective"),
+        ("frequency/pps", "only as far as targets do not interact"),
+        ("uniform/simple@0.5", "masks of 50% train another objective"),
+        ("frequency/midzuno", None),
+    ],
+)
+def test_a_proposal_that_changes_the_objective_says_so(run, place, proposal, words):
+    code, _, err = run(*runs.words(place, Path("run")), "--steps", "1", "--proposal", proposal)
+    assert code == 0
+    assert ("note:" in err) == (words is not None)
+    assert words is None or words in err

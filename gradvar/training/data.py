@@ -100,7 +100,7 @@ def prepare(data: Data, cache: Path, checkpoint: str | None = None, last: Path |
     tokenizer = (
         None
         if source is None
-        else tokenizer_of(locate(source, "data.tokenizer.source" if data.tokenizer.source else "model.source"))
+        else tokenizer_of(last or locate(source, "data.tokenizer.source" if data.tokenizer.source else "model.source"))
     )
     digests = [_digest(name) for name in (data.train, data.valid) if name is not None]
     decides = {

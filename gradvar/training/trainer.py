@@ -434,9 +434,8 @@ class _Steps(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         order = self._trainer.order
         state.epoch = state.global_step * order.batch / order.rows
-        if int(state.epoch) > int(
-            (state.global_step - 1) * order.batch / order.rows
-        ):  # to the Trainer all is one epoch
+        ended = int(state.epoch) > int((state.global_step - 1) * order.batch / order.rows)
+        if ended and not self._trainer.is_over:  # to the Trainer a run is one epoch, at whose end it acts itself
             control.should_log |= args.logging_strategy == "epoch"
             control.should_evaluate |= args.eval_strategy == "epoch"
             control.should_save |= args.save_strategy == "epoch"
