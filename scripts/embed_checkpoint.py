@@ -1,7 +1,7 @@
 """Put the end of a run into `gradvar/demo/checkpoint`: weights in 16 bits, tokenizer, MAPNet, and how they came about.
 
 The demo text (public domain) is never trained on. TRAIN and VALID: one article after another, a paragraph a line, blank
-lines between articles. `make demo-checkpoint TRAIN=… VALID=…` does both:
+lines between articles.
 
     gradvar train recipes/demo.yaml --data TRAIN data.valid=VALID --out runs/demo
     python scripts/embed_checkpoint.py --run runs/demo --out gradvar/demo/checkpoint
@@ -39,7 +39,7 @@ def main() -> None:
     state = json.loads((last / STATE).read_text())
     recipe = state["recipe"]
     for name in ("train", "valid"):  # which file it was says the hash, and the path nothing to anyone
-        recipe["data"][name] = Path(recipe["data"][name]).name
+        recipe["data"][name] = recipe["data"][name] and Path(recipe["data"][name]).name
     if (last / CONFIG).exists():
         MapNet.from_pretrained(last).save_pretrained(args.out)
     history = [

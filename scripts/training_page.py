@@ -57,7 +57,10 @@ def curve(axes: Any, runs: dict[str, tuple[list[dict[str, Any]], float]]) -> Non
     axes.set_ylabel("held-out loss, nats a target (95 %)")
     axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.3)
-    axes.set_title("Both leave the unigram cross-entropy (dotted) behind", fontsize=10, loc="left")
+    below = sum(float(lines[-1]["eval_loss"] < floor) for lines, floor in runs.values() if "eval_loss" in lines[-1])
+    axes.set_title(
+        f"{below:.0f} of {len(runs)} end below their unigram cross-entropy (dotted)", fontsize=10, loc="left"
+    )
 
 
 def components(axes: Any, lines: list[dict[str, Any]]) -> None:

@@ -22,7 +22,7 @@ class MaskedModel:
     """A masked LM on cells: sentences with masks.
 
     Args:
-        model: Hugging Face masked LM, whose dropout is off.
+        model: Hugging Face masked LM, whose dropout is off while its head is tried.
         tokenizer: Its tokenizer, with a mask token.
         sample: ``[1, positions]`` ids to try its head on.
         replacement: Probabilities of the corruptions.
@@ -50,7 +50,7 @@ class MaskedModel:
         """Run the model on corrupted cells, with logits at the targets only.
 
         Args:
-            batch: As :meth:`draw` returns it.
+            batch: As :meth:`corrupted` makes it, with ``target_weights`` ``[cells, targets]``.
 
         Returns:
             ``[cells]`` weighted mean cross-entropies, in nats.
@@ -82,7 +82,7 @@ class MaskedModel:
         """Turn a batch into one with the same losses that runs under `torch.func.vmap`.
 
         Args:
-            batch: As :meth:`draw` returns it.
+            batch: As :meth:`losses` takes it.
 
         Returns:
             The same, with the attention masks that the model would build in place of the padding.
