@@ -165,7 +165,7 @@ class MapNetTraining(Section):
         target: ``logit``, free with every step, or ``gradient``: true norms, measured every so many steps.
         every: Steps between two measurements of true norms; 1 for ``logit``.
         loss: ``variance``, ``kl`` or ``log-regression``; see :mod:`gradvar.mapnet.losses`.
-        weight: Of its loss beside the encoder's: of account for clipping, and with ``into_encoder``; Adam is blind to it.
+        weight: Of its loss beside the encoder's: of account for clipping and ``into_encoder``; Adam is blind to it.
         learning_rate: Its own; the schedule is the encoder's.
         weight_decay: Its own.
         calibrate_every: Steps between two looks of the online calibration, which sets exponent and epsilon unless the
