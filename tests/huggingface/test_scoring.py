@@ -73,7 +73,7 @@ def test_gradients_are_those_of_a_backward_pass_a_position(kind, tied):
     found = objective.scoring.at_targets("gradient", objective.sentences(DATA, 0))
     assert found.dtype == torch.float64
     np.testing.assert_allclose(found, expected, rtol=EXACT)
-    assert objective.scoring._made[0].name == ("reference" if kind == "deberta-v2" else "onepass")
+    assert objective.scoring._made[0][0].name == ("reference" if kind == "deberta-v2" else "onepass")
 
 
 def untied(kind: str, model: torch.nn.Module) -> torch.nn.Module:
