@@ -4,9 +4,9 @@ Pre-stated. Contenders train the same BERT from the same weights on the same seq
 the stock script, the uniform trainer, and the trainer with a MAPNet that draws every mask (mapnet/pps~0.1: no
 calibration, so that it never falls back to uniform masks). They take turns, `--rounds` times; a turn is a whole call of
 `train` of which the first two steps do not count. Compared by the ratio of tokens a second within a round; median and
-range over the rounds. The cost of the variance callback is the seconds of one look (16 sentences, 4 masks, 2 contexts, a
-MAPNet in use) over those of one uniform step of the same round. Text is random tokens: no contender looks at what they
-are.
+range over the rounds. The cost of the variance callback is the seconds of one look (16 sentences, 4 masks, 2 contexts,
+a MAPNet in use) over those of one uniform step of the same round. Text is random tokens: no contender looks at what
+they are.
 
     python benchmarks/trainer.py --look --out docs/training.md     # between the markers of the page
 """
