@@ -135,7 +135,7 @@ BUDGETS = {"steps": 4, "tokens": 5, "seconds": 6.5}
 
 
 @pytest.mark.parametrize("how", ["overrides", "values"])
-@pytest.mark.parametrize(("old", "new"), itertools.product(BUDGETS, BUDGETS))
+@pytest.mark.parametrize(("old", "new"), list(itertools.product(BUDGETS, BUDGETS)))
 def test_a_budget_takes_the_place_of_the_others(tmp_path, how, old, new):
     values = LEAST | {"training": {old: 3, "batch": 8}}
     key, value = f"training.{new}", BUDGETS[new]
