@@ -17,9 +17,10 @@ intervals (95 %) are over sentences. Twice: for the embedded checkpoint, and for
 
 import argparse
 import json
-import re
 from pathlib import Path
 from typing import Any
+
+from pages import fill
 
 from gradvar.decomposition.estimate import Estimate
 
@@ -116,13 +117,7 @@ def main() -> None:
     }
     tables = {"ceilings": ceilings(reports), "mapnet": mapnet(reports), "curve": curve(reports)}
     tables |= {f"field-{name}": field(reports[f"compare-{name}"]) for name in NAMES}
-    page = args.out.read_text()
-    for name, text in tables.items():
-        block = f"<!-- {name} -->\n\n{text}\n\n<!-- end -->"
-        page, count = re.subn(rf"<!-- {name} -->.*?<!-- end -->", lambda _, block=block: block, page, flags=re.DOTALL)
-        if count != 1:
-            raise SystemExit(f"{args.out} has {count} places for the table '{name}'; give it one")
-    args.out.write_text(page)
+    fill(args.out, tables)
 
 
 if __name__ == "__main__":

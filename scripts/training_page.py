@@ -16,12 +16,12 @@ the end of each run, rank correlation with true gradient norms, that of the plac
 """
 
 import argparse
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from pages import fill
 
 from gradvar.report.figures import COLOURS
 from gradvar.training.callbacks import read_metrics
@@ -127,13 +127,7 @@ def main() -> None:
         for title, name in shown.items()
     )
     losses = f"| run | tokens | training | held-out loss | unigram |\n|---|---|---|---|---|\n{losses}"
-    page = args.out.read_text()
-    for name, text in (("mapnets", mapnets(folders)), ("losses", losses)):
-        block = f"<!-- {name} -->\n\n{text}\n\n<!-- end -->"
-        page, count = re.subn(rf"<!-- {name} -->.*?<!-- end -->", lambda _, block=block: block, page, flags=re.DOTALL)
-        if count != 1:
-            raise SystemExit(f"{args.out} has {count} places for the table '{name}'; give it one")
-    args.out.write_text(page)
+    fill(args.out, {"mapnets": mapnets(folders), "losses": losses})
 
 
 if __name__ == "__main__":

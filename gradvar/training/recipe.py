@@ -9,13 +9,11 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from torch import Tensor
 
 from gradvar.errors import GradvarError
 from gradvar.masking.corruption import Replacement
-from gradvar.masking.masks import Sentences
 from gradvar.masking.proposal import LATER, parse_proposal
-from gradvar.masking.scores import Task
+from gradvar.masking.scores import SCORES
 
 
 def _whole(value: Any) -> Any:
@@ -99,18 +97,6 @@ class Model(Section):
         return self
 
 
-class Fitted:
-    """Stands for a MAPNet that there is none of yet."""
-
-    def __call__(self, sentences: Sentences, task: Task) -> Tensor:
-        """Refuse; see :class:`~gradvar.masking.scores.Score`."""
-        raise NotImplementedError
-
-    def __str__(self) -> str:
-        """Name the score."""
-        return "mapnet"
-
-
 class Masking(Section):
     """How masks are chosen.
 
@@ -149,7 +135,8 @@ def masks_of(masking: Masking) -> int:
     Raises:
         GradvarError: If there is no such proposal, or they are no multiple of the masks of one draw.
     """
-    together = parse_proposal(masking.proposal, dict.fromkeys(LATER, Fitted())).design.cells
+    # In the place of a MAPNet that there is none of yet, any score that is not uniform.
+    together = parse_proposal(masking.proposal, dict.fromkeys(LATER, SCORES["loss"])).design.cells
     masks = masking.masks or together
     if masks % together:
         raise GradvarError(
