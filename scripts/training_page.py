@@ -26,7 +26,8 @@ from pages import fill
 from gradvar.report.figures import COLOURS
 from gradvar.training.callbacks import read_metrics
 from gradvar.training.data import prepare
-from gradvar.training.recipe import Recipe, read_recipe
+from gradvar.training.reading import read_recipe
+from gradvar.training.recipe import Recipe
 from gradvar.training.run import RECIPE, default_cache
 
 TINY = ("tiny-0", "tiny-1", "tiny-2")

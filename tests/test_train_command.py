@@ -428,7 +428,7 @@ def test_a_full_disk_is_one_line(run, place, monkeypatch):
 @pytest.mark.full
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_one(recipe):
-    from gradvar.training.recipe import read_recipe
+    from gradvar.training.reading import read_recipe
 
     assert read_recipe(recipe).training.batch > 0
 

@@ -59,7 +59,7 @@ def train(
         raise GradvarError("give a recipe, such as recipes/mapnet-bert-tiny.yaml, or --resume FOLDER")
     if out is None:
         raise GradvarError("give --out, the folder of the run")
-    from gradvar.training.recipe import read_recipe
+    from gradvar.training.reading import read_recipe
 
     wanted = read_recipe(recipe, overrides or [], given)
     from gradvar.training import run

@@ -25,7 +25,8 @@ from gradvar.training.callbacks import Interruption, MetricsFile, Terminal, read
 from gradvar.training.data import Prepared, lengths_of, prepare
 from gradvar.training.model import build_encoder
 from gradvar.training.order import Order
-from gradvar.training.recipe import Model, Recipe, changed, recipe_of, write_recipe
+from gradvar.training.reading import changed, recipe_of, write_recipe
+from gradvar.training.recipe import Model, Recipe
 from gradvar.training.saving import STATE
 from gradvar.training.trainer import MaskProposalTrainer
 from gradvar.training.watch import VarianceWatch

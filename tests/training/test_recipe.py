@@ -6,7 +6,7 @@ import yaml
 from pydantic import ValidationError
 
 from gradvar.errors import GradvarError
-from gradvar.training.recipe import changed, read_recipe, recipe_of, write_recipe
+from gradvar.training.reading import changed, read_recipe, recipe_of, write_recipe
 
 LEAST = {"model": {"architecture": "bert"}, "training": {"steps": 10}}
 EVERYTHING = {

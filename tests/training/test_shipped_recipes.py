@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gradvar.training.model import build_encoder
-from gradvar.training.recipe import read_recipe
+from gradvar.training.reading import read_recipe
 from tests import cases
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))

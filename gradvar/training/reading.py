@@ -1,0 +1,155 @@
+"""Recipes from YAML and back, with overrides; what is wrong with one is told in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from gradvar.errors import GradvarError
+from gradvar.training.recipe import Recipe
+
+_INSTEAD = {
+    "training.steps": ("tokens", "seconds"),
+    "training.tokens": ("steps", "seconds"),
+    "training.seconds": ("steps", "tokens"),
+    "model.source": ("architecture", "config"),
+    "model.architecture": ("source",),
+}
+"""Keys of a section that an override takes the place of."""
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: A YAML file.
+        overrides: ``section.key=value`` each, the value in YAML; later ones win.
+        values: More of them, by ``section.key``; they win.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        GradvarError: If the file cannot be read, or a key or value is none; the message suggests the nearest key.
+    """
+    try:
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GradvarError(f"the recipe '{path}' cannot be read ({error.strerror}); give a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise GradvarError(f"the recipe '{path}' is not UTF-8 text; give a YAML file") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2024-13-45 looks like a date
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        said = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise GradvarError(f"{path}{where}: not YAML ({said}); correct it") from error
+    if not isinstance(found, dict):
+        raise GradvarError(f"{path} holds no sections; a recipe is 'section:' with 'key: value' lines below")
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise GradvarError(f"'{text}' is no override; write section.key=value, like training.learning_rate=1e-3")
+        try:
+            _override(found, key.strip(), yaml.safe_load(value))
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise GradvarError(f"'{text}': the value is not YAML; put it in quotes") from None
+    for key, given in (values or {}).items():
+        _override(found, key, given)
+    return recipe_of(found, str(path))
+
+
+def recipe_of(values: Mapping[str, Any], place: str) -> Recipe:
+    """Check the values of a recipe.
+
+    Args:
+        values: As YAML or JSON gives them.
+        place: Where they come from, for messages.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        GradvarError: If a key or value is none.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise GradvarError(f"{place}: {_first(error)}") from None
+
+
+def changed(one: Recipe, other: Recipe) -> list[str]:
+    """List the keys in which two recipes differ, as ``section.key``."""
+    mine, theirs = _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+    return sorted(key for key in {*mine, *theirs} if mine.get(key, ...) != theirs.get(key, ...))
+
+
+def write_recipe(recipe: Recipe) -> str:
+    """Write a recipe as YAML, with every value."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _override(values: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value into nested ones, by ``section.key``."""
+    *sections, last = key.split(".")
+    place: Any = values
+    for section in sections:
+        inner = place.get(section)
+        place[section] = dict(inner) if isinstance(inner, dict) else {}
+        place = place[section]
+    for other in _INSTEAD.get(key, ()) if value is not None else ():
+        place.pop(other, None)
+    place[last] = value
+
+
+def _first(error: ValidationError) -> str:
+    """Say the first thing that is wrong, in one line."""
+    found = error.errors(include_url=False)[0]
+    path = [str(part) for part in found["loc"]]
+    if found["type"] == "extra_forbidden":
+        known = _keys(path[:-1])
+        close = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        elsewhere = [name for name in _flat_keys() if name.rpartition(".")[2] == path[-1]]
+        hint = (
+            f"; did you mean {' or '.join(elsewhere)}?"
+            if elsewhere
+            else f"; did you mean '{close[0]}'?"
+            if close
+            else ";"
+        )
+        return f"unknown key '{'.'.join(path)}'{hint} there are {', '.join(known)}"
+    if found["type"] == "missing":
+        return f"'{'.'.join(path)}' is missing; see recipes/ for examples"
+    said = found["msg"].removeprefix("Value error, ")
+    where = f"{'.'.join(path)}: " if path else ""
+    given = "" if found["type"] == "value_error" else f", not {found['input']!r}"
+    return f"{where}{said[0].lower()}{said[1:]}{given}"
+
+
+def _keys(path: Sequence[str]) -> list[str]:
+    """Keys of the section at a path."""
+    section: Any = Recipe
+    for part in path:
+        section = section.model_fields[part].annotation
+    return list(section.model_fields)
+
+
+def _flat_keys(section: Any = Recipe, above: str = "") -> list[str]:
+    """All keys that there are, as ``section.key``."""
+    found = []
+    for name, field in section.model_fields.items():
+        inner = hasattr(field.annotation, "model_fields")
+        found += _flat_keys(field.annotation, f"{above}{name}.") if inner else [f"{above}{name}"]
+    return found
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        path = f"{above}{name}"
+        found |= _flat(value, f"{path}.") if isinstance(value, dict) and value else {path: value}
+    return found
