@@ -10,7 +10,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ import torch
 from gradvar import checkpoints
 from gradvar.errors import GradvarError
 from gradvar.huggingface.checkpoint import locate, tokenizer_of
-from gradvar.huggingface.corpus import Corpus, Tally, ready, tokenised
+from gradvar.huggingface.corpus import Tally, ready, tokenised
 from gradvar.huggingface.reading import Rows, read_rows
 from gradvar.masking.hashing import hash_key, unit_interval
 from gradvar.training.recipe import Data
@@ -57,13 +56,6 @@ class Prepared:
     valid: datasets.Dataset
     counts: dict[str, dict[str, int]]
     sha256: str
-
-    @cached_property
-    def held_out(self) -> Corpus:
-        """The held-out sequences as a corpus that can be studied."""
-        sequences = tuple(np.asarray(x, dtype=np.int32) for x in self.valid.with_format("numpy")["input_ids"])
-        longest = max(len(sequence) for sequence in sequences)
-        return Corpus(sequences, "held-out text", self.sha256, longest, 0.0)
 
     def summary(self) -> list[str]:
         """Say what there is, a line a split."""

@@ -187,23 +187,6 @@ def test_a_vocabulary_is_trained_without_the_held_out_text(ready, tmp_path):
     assert (train["unknown"], valid["unknown"]) == (0, 7 * valid["documents"])
 
 
-def test_the_held_out_text_is_a_corpus_to_study(ready):
-    prepared = ready(pack=False)
-    corpus = prepared.held_out
-    assert [row.tolist() for row in corpus.sequences] == rows(prepared.valid)
-    assert {row.dtype for row in corpus.sequences} == {np.dtype(np.int32)}
-    assert corpus.max_length == max(map(len, rows(prepared.valid)))
-    assert corpus.sha256 == prepared.sha256
-    uneven = ready(train="ids.jsonl", valid_share=0.3)
-    assert [row.tolist() for row in uneven.held_out.sequences] == rows(uneven.valid)
-
-
-# ---- counts
-
-
-SPECIAL = {cases.CLS, cases.SEP}
-
-
 def test_counts_by_hand(ready, tmp_path):
     """Room for 6: documents of 7 (a tail of 1, dropped), of 8 and 3 (joined), and of 2 (kept: half of 8 are 4)."""
     lengths = [[7], [8, 3], [2]]
