@@ -187,6 +187,12 @@ def test_a_vocabulary_is_trained_without_the_held_out_text(ready, tmp_path):
     assert (train["unknown"], valid["unknown"]) == (0, 7 * valid["documents"])
 
 
+# ---- counts
+
+
+SPECIAL = {cases.CLS, cases.SEP}
+
+
 def test_counts_by_hand(ready, tmp_path):
     """Room for 6: documents of 7 (a tail of 1, dropped), of 8 and 3 (joined), and of 2 (kept: half of 8 are 4)."""
     lengths = [[7], [8, 3], [2]]
