@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gradvar.shading import score_tokens
     from gradvar.study import decompose
     from gradvar.training.joint import JointModel
-    from gradvar.training.recipe import MapNetTraining, Masking
+    from gradvar.training.recipe import Evaluation, MapNetTraining, Masking
     from gradvar.training.trainer import MaskProposalTrainer
     from gradvar.verify import EngineCheck, check_engine
 
@@ -43,6 +43,7 @@ _HOMES = {
     "Decomposition": "gradvar.report.result",
     "EngineCheck": "gradvar.verify",
     "Estimate": "gradvar.decomposition.estimate",
+    "Evaluation": "gradvar.training.recipe",
     "GradvarError": "gradvar.errors",
     "JointModel": "gradvar.training.joint",
     "Layer": "gradvar.report.result",
@@ -75,6 +76,7 @@ __all__ = [
     "Decomposition",
     "EngineCheck",
     "Estimate",
+    "Evaluation",
     "GradvarError",
     "JointModel",
     "Layer",

@@ -10,11 +10,26 @@ from pathlib import Path
 PREFIX = "checkpoint-"
 MARKER = "complete.json"
 """Written last, with the sizes of all other files: where some of them were lost, the checkpoint is no whole one."""
+STATE = "gradvar_state.json"
+"""What a checkpoint knows beside weights, optimizer, schedule and random numbers."""
 
 
 def folder_of(run: Path, step: int) -> Path:
     """Return where the checkpoint of a step lies."""
     return run / f"{PREFIX}{step}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step of a checkpoint."""
+    return int(checkpoint.name.removeprefix(PREFIX))
+
+
+def trained_length(checkpoint: Path) -> int | None:
+    """Return the tokens of a sequence that a checkpoint was trained with; None where it is not known."""
+    try:
+        return int(json.loads((checkpoint / STATE).read_text())["max_length"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def staging_of(run: Path) -> Path:
@@ -73,12 +88,8 @@ def is_whole(folder: Path) -> bool:
 
 def whole(run: Path) -> list[Path]:
     """List the whole checkpoints of a run, by step."""
-    numbered = []
-    for path in run.glob(f"{PREFIX}*"):
-        step = path.name.removeprefix(PREFIX)
-        if step.isascii() and step.isdigit() and is_whole(path):
-            numbered.append((int(step), path))
-    return [path for _, path in sorted(numbered)]
+    named = [path for path in run.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
+    return sorted((path for path in named if path.name.isascii() and is_whole(path)), key=step_of)
 
 
 def last_whole(run: Path) -> Path | None:

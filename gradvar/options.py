@@ -11,7 +11,10 @@ Data = Annotated[
 ]
 Sentences = Annotated[int, typer.Option(help="Sentences sampled from the data.")]
 MaskRate = Annotated[float, typer.Option(help="Share of the positions that are targets.")]
-MaxLength = Annotated[int, typer.Option(help="Tokens of a sentence, special tokens included.")]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(help="Tokens of a sentence, special tokens included. [default: what gradvar train used, or 128]"),
+]
 Replaced = Annotated[str, typer.Option("--replacement", help="Percent mask, random and kept tokens at targets.")]
 Weighting = Annotated[str, typer.Option(help="sentence or token: what counts the same.")]
 Contexts = Annotated[int, typer.Option(help="Random contexts in which a score sees every position.")]

@@ -15,11 +15,11 @@ import torch
 from transformers import AutoModelForMaskedLM
 
 from gradvar import checkpoints
+from gradvar.checkpoints import STATE
 from gradvar.huggingface.checkpoint import tokenizer_of
 from gradvar.mapnet.files import CONFIG
 from gradvar.mapnet.network import MapNet
 from gradvar.training.callbacks import read_metrics
-from gradvar.training.saving import STATE
 
 KEPT = ("loss", "eval_loss", "eval_loss_se", "exponent", "epsilon", "tokens", "seconds")
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForMaskedLM
 from gradvar import checkpoints
 from gradvar.huggingface.masked_lm import MaskedLM
 from gradvar.mapnet.network import MapNet
+from gradvar.training import clock
 from gradvar.training import trainer as module
 from tests import cases
 from tests.test_cli import ROOT
@@ -115,7 +116,7 @@ def test_a_budget_in_seconds(run, place, monkeypatch):
         Clock.now += 2
         return step(*arguments, **options)
 
-    monkeypatch.setattr(module, "time", Clock)
+    monkeypatch.setattr(clock, "time", Clock)
     monkeypatch.setattr(module.MaskProposalTrainer, "training_step", slow)
     words = [*runs.words(place, Path("run")), "saving.log_every=1"]
     assert run(*words, "--seconds", "17")[0] == 0
@@ -366,7 +367,7 @@ BAD = [
     (f"{FRESH} --proposal uniform/disjoint:3", "training.batch 8 is no multiple of 3 masks"),
     (f"{FRESH} --proposal uniform/disjoint:5 training.batch=10", "5 disjoint masks do not fit into a sentence"),
     (f"{FRESH} masking.masks=3 --proposal uniform/disjoint:2", "masking.masks 3 is no multiple of the 2 masks"),
-    (f"{FRESH} mapnet.shape.hieght=3", "mapnet.shape is no shape of a MAPNet hieght"),
+    (f"{FRESH} mapnet.shape.hieght=3", "unknown key 'mapnet.shape.hieght'; there are embeddings, width,"),
     (f"{FRESH} mapnet.shape.width=-8", "width"),
     (f"{FRESH} mapnet.shape.width=wide", "wide"),
     (f"{FRESH} mapnet.shape.heads=3", "heads"),
@@ -456,7 +457,7 @@ def test_a_continued_run_goes_on_without_what_it_began_with(run, place):
     Path("next.yaml").write_text(yaml.safe_dump(text))
     code, _, err = run("train", "next.yaml", "--out", "second", "--cache", "cache", "--cpu", "--steps", "9")
     assert code == 0
-    assert "going on with the MAPNet of first/checkpoint-14" in err
+    assert re.search(r"^going on with the MAPNet of /.*/first/checkpoint-14$", err, re.MULTILINE)
     one, other = (MapNet.from_pretrained(path).config for path in ("first/checkpoint-14", "second/checkpoint-9"))
     assert one == other
     shutil.rmtree("first")
@@ -480,3 +481,141 @@ def test_a_proposal_that_changes_the_objective_says_so(run, place, proposal, wor
     assert code == 0
     assert ("note:" in err) == (words is not None)
     assert words is None or words in err
+
+
+# ---- folders in a state of their own
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        (b"masking: [", "not YAML"),
+        (b"\xff\xfe", "is not UTF-8 text"),
+        (b"- a list", "holds no sections"),
+        (None, "cannot be read (Is a directory)"),
+    ],
+)
+def test_a_recipe_that_cannot_be_read_any_more(run, place, finished, odd, words):
+    recipe = finished / "recipe.yaml"
+    recipe.unlink()
+    recipe.mkdir() if odd is None else recipe.write_bytes(odd)
+    code, _, err = run(*runs.resuming(place, finished))
+    assert code == 2
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_a_run_of_a_script_is_gone_on_with_by_the_script(run, place):
+    runs.trainer(Path("script"), max_steps=1).train()
+    code, _, err = run(*runs.resuming(place, Path("script")))
+    assert code == 2
+    assert "a script made this run; go on with it there" in err
+
+
+def test_lines_of_metrics_that_are_none_are_passed_over(run, place, finished):
+    lines = (finished / "metrics.jsonl").read_text()
+    (finished / "metrics.jsonl").write_text('{"loss": 1}\n[3]\n4\n' + lines)
+    shutil.rmtree(finished / "checkpoint-14")
+    assert run(*runs.resuming(place, finished))[0] == 0
+    assert runs.differences(runs.everything(place / "done"), runs.everything(finished)) == []
+
+
+def test_a_finished_run_without_a_finite_loss_is_told_of(run, place, finished):
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    nothing = dict.fromkeys(("eval_loss", "eval_loss_se", "eval_perplexity"))
+    written = (json.dumps(line | nothing if "eval_loss" in line else line) + "\n" for line in lines)
+    (finished / "metrics.jsonl").write_text("".join(written))
+    code, out, _ = run(*runs.resuming(place, finished))
+    assert code == 0
+    assert "held-out loss nan" in out
+
+
+WATCHED = ["watch.every=4", "watch.sentences=8", "watch.masks=4"]
+
+
+def looks(folder):
+    return [line["step"] for line in runs.metrics(folder) if "variance/mask" in line]
+
+
+def test_the_last_look_is_made_up_for(run, place, tmp_path):
+    words = runs.words(place, tmp_path / "cut", *WATCHED, "--steps", "6")
+    killed = runs.dying("gradvar.training.watch:decompose", 3, lambda: runs.command(words))
+    assert runs.forked(killed, log=tmp_path / "log") == [-signal.SIGKILL]
+    assert looks(tmp_path / "cut") == [0, 4]
+    assert run(*runs.resuming(place, tmp_path / "cut"))[0] == 0
+    assert looks(tmp_path / "cut") == [0, 4, 6]
+    assert run(*runs.words(place, tmp_path / "whole", *WATCHED, "--steps", "6"))[0] == 0
+
+    def figures(folder):
+        lines = runs.metrics(folder)
+        return [{k: v for k, v in line.items() if k != "watch/seconds"} for line in lines]
+
+    def sort(lines):
+        return sorted(lines, key=lambda line: (line["step"], sorted(line)))
+
+    assert sort(figures(tmp_path / "cut")) == sort(figures(tmp_path / "whole"))
+    code, _, err = run(*runs.resuming(place, tmp_path / "cut"))
+    assert code == 0
+    assert "this run is finished" in err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_in_the_last_look_ends_the_run_which_goes_on(run, place, tmp_path, number, code):
+    words = runs.words(place, tmp_path / "cut", *WATCHED, "--steps", "6")
+
+    def interrupted():
+        os.kill(os.getpid(), number)
+
+    work = runs.broken("gradvar.training.watch:decompose", 3, interrupted, lambda: runs.command(words))
+    assert runs.forked(work, log=tmp_path / "log") == [code]
+    assert f"gradvar train --resume {tmp_path / 'cut'}" in (tmp_path / "log").read_text()
+    assert run(*runs.resuming(place, tmp_path / "cut"))[0] == 0
+    assert looks(tmp_path / "cut") == [0, 4, 6]
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_run_that_fails_in_its_first_step_leaves_nothing(run, place, empty):
+    out = Path("above/run")
+    if empty:
+        out.mkdir(parents=True)
+    code, _, err = run(*runs.words(place, out, "--proposal", "file=nope.json/pps"))
+    assert code == 2
+    assert "nope.json" in err
+    assert list(Path().rglob("*")) == ([Path("above"), out] if empty else [])
+
+
+def test_one_held_out_sequence(run, place):
+    Path("one.txt").write_text(" ".join(f"w{i}" for i in range(10)))
+    words = [*runs.words(place, Path("run")), "data.valid=one.txt", "--steps", "2"]
+    code, _, err = run(*words, "watch.every=4")
+    assert code == 2
+    assert "watch.every takes 2 held-out sequences at least" in err
+    assert not Path("run").exists()
+    code, out, _ = run(*words)
+    assert code == 0
+    assert "± nan nats" in out
+
+
+def test_a_run_can_be_gone_on_with_from_elsewhere(run, place, monkeypatch):
+    for name in ("train.txt", "valid.txt"):
+        shutil.copy(place / name, name)
+    shutil.copytree(place / "model", "model")
+    text = yaml.safe_load((place / "recipe.yaml").read_text())
+    text["data"] |= {"train": "train.txt", "valid": "valid.txt", "tokenizer": {"source": "model"}}
+    Path("near.yaml").write_text(yaml.safe_dump(text))
+    assert run("train", "near.yaml", "--out", "run", "--cache", place / "cache", "--cpu")[0] == 0
+    shutil.rmtree("run/checkpoint-14")
+    home = Path.cwd()
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    code, _, err = run(*runs.resuming(place, home / "run"))
+    assert code == 0, err
+    assert checkpoints.last_whole(home / "run").name == "checkpoint-14"
+
+
+def test_a_run_is_studied_with_the_length_that_it_was_trained_with(run, place):
+    code, out, _ = run(
+        "decompose", "--checkpoint", place / "done", "--data", place / "valid.txt", "--sentences", "4", "--json"
+    )
+    assert code == 0
+    assert json.loads(out)["study"]["max_length"] == 12

@@ -17,14 +17,21 @@ UNIFORM = "uniform/simple"
 
 
 def settings(
-    *, sentences: int, mask_rate: float, max_length: int, seed: int, contexts: int, replacement: str, **others: Any
+    *,
+    sentences: int,
+    mask_rate: float,
+    max_length: int | None,
+    seed: int,
+    contexts: int,
+    replacement: str,
+    **others: Any,
 ) -> dict[str, Any]:
     """Refuse impossible numbers before anything is loaded; return what a checkpoint and its text are loaded with.
 
     Args:
         sentences: Sentences of a study.
         mask_rate: Share of the positions that are targets.
-        max_length: Tokens of a sentence.
+        max_length: Tokens of a sentence, or None.
         seed: Seed.
         contexts: Contexts of a score.
         replacement: Three percentages.
@@ -40,7 +47,7 @@ def settings(
         raise GradvarError(f"--sentences {sentences}: the data variance needs at least 2 sentences")
     if not 0 < mask_rate < 1:
         raise GradvarError(f"--mask-rate {mask_rate} is not between 0 and 1")
-    if max_length < 1:
+    if max_length is not None and max_length < 1:
         raise GradvarError(f"--max-length {max_length} is not a positive number of tokens")
     if seed < 0:
         raise GradvarError(f"--seed {seed} is negative; give 0 or more")

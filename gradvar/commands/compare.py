@@ -20,7 +20,7 @@ def compare(
     masks: Annotated[int, typer.Option(help="Masks of each sentence, at least 4.")] = 8,
     batch: Annotated[int, typer.Option(help="Sentences of the batch in which bias is weighed against variance.")] = 256,
     mask_rate: options.MaskRate = 0.15,
-    max_length: options.MaxLength = 128,
+    max_length: options.MaxLength = None,
     replacement: options.Replaced = "80,10,10",
     weighting: options.Weighting = "sentence",
     contexts: options.Contexts = 2,

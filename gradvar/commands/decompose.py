@@ -29,7 +29,7 @@ def decompose(
     ] = None,
     max_sentences: Annotated[int | None, typer.Option(help="Most sentences with --precision. [default: all]")] = None,
     mask_rate: options.MaskRate = 0.15,
-    max_length: options.MaxLength = 128,
+    max_length: options.MaxLength = None,
     replacement: options.Replaced = "80,10,10",
     weighting: options.Weighting = "sentence",
     contexts: options.Contexts = 2,

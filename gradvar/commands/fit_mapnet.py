@@ -31,7 +31,7 @@ def fit_mapnet(
     epsilon: Annotated[float, typer.Option(help="Uniform part in the variance loss.")] = 0.0,
     weight_cap: Annotated[float | None, typer.Option(help="Cap of the weights in the variance loss.")] = None,
     mask_rate: options.MaskRate = 0.15,
-    max_length: options.MaxLength = 128,
+    max_length: options.MaxLength = None,
     replacement: options.Replaced = "80,10,10",
     engine: options.Engine = "auto",
     dtype: options.Dtype = "float32",

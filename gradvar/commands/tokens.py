@@ -20,7 +20,7 @@ def tokens(
     contexts: options.Contexts = 4,
     mapnet_dir: options.MapnetDir = None,
     mask_rate: options.MaskRate = 0.15,
-    max_length: options.MaxLength = 128,
+    max_length: options.MaxLength = None,
     replacement: options.Replaced = "80,10,10",
     engine: options.Engine = "auto",
     dtype: options.Dtype = "float32",

@@ -9,6 +9,8 @@ from gradvar.commands import common
 from gradvar.console import speaks
 from gradvar.errors import GradvarError
 
+_SHOWN = ("loss", "loss_se", "perplexity", "accuracy")
+
 
 def train(
     recipe: Annotated[Path | None, typer.Argument(help="YAML file, see recipes/.")] = None,
@@ -78,9 +80,10 @@ def _say(ended: Any, out: Path) -> None:
         typer.echo(f"gradvar train --resume {out}", err=True)
         raise SystemExit(128 + ended.signal)
     m = ended.metrics
+    shown = {name: float("nan") if m[f"eval_{name}"] is None else m[f"eval_{name}"] for name in _SHOWN}
     typer.echo(
-        f"held-out loss {m['eval_loss']:.4f} ± {m['eval_loss_se']:.4f} nats (standard error over sentences), "
-        f"perplexity {m['eval_perplexity']:.1f}, accuracy {m['eval_accuracy']:.1%}, after {ended.steps:,} steps and "
+        f"held-out loss {shown['loss']:.4f} ± {shown['loss_se']:.4f} nats (standard error over sentences), "
+        f"perplexity {shown['perplexity']:.1f}, accuracy {shown['accuracy']:.1%}, after {ended.steps:,} steps and "
         f"{ended.seconds:,.0f} s of training"
     )
     typer.echo(f"masks were drawn by {ended.drawn_by} at the end")

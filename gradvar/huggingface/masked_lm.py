@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradvar import checkpoints
 from gradvar.dropout import keyed_dropout
 from gradvar.errors import GradvarError
 from gradvar.huggingface.checkpoint import load_checkpoint, locate
@@ -34,6 +35,7 @@ from gradvar.objective import Batch
 
 Weighting = Literal["sentence", "token"]
 UNIFORM = Proposal()
+_LENGTH = 128  # tokens of a sentence, where nothing is known of how a checkpoint was trained
 
 
 class MaskedLM(MaskedModel):
@@ -156,7 +158,7 @@ class MaskedLM(MaskedModel):
         checkpoint: str | Path,
         data: str | Path,
         *,
-        max_length: int = 128,
+        max_length: int | None = None,
         pack: bool = True,
         dtype: str = "float32",
         device: str = "cpu",
@@ -168,7 +170,8 @@ class MaskedLM(MaskedModel):
         Args:
             checkpoint: A folder as ``save_pretrained`` writes it, or a hub name.
             data: A ``.txt``, ``.jsonl`` or ``.parquet`` file, plain or as ``.xz`` or ``.gz``, or a hub data set.
-            max_length: Tokens of a sentence, special tokens included.
+            max_length: Tokens of a sentence, special tokens included; None takes what the run was trained with, whose
+                checkpoint it is, or 128.
             pack: Join the paragraphs of a document and cut them to that length; otherwise a line a sentence.
             dtype: ``float32`` or ``float64``, whatever the checkpoint holds.
             device: ``cpu``, ``cuda`` or ``cuda:N``.
@@ -184,7 +187,7 @@ class MaskedLM(MaskedModel):
         """  # noqa: DOC502
         return cls.load(
             checkpoint,
-            lambda tokenizer: load_corpus(data, tokenizer, max_length, pack),
+            lambda tokenizer, length: load_corpus(data, tokenizer, length, pack),
             max_length=max_length,
             dtype=dtype,
             device=device,
@@ -196,9 +199,9 @@ class MaskedLM(MaskedModel):
     def load(
         cls,
         checkpoint: str | Path,
-        read: Callable[[Any], Corpus],
+        read: Callable[[Any, int], Corpus],
         *,
-        max_length: int = 128,
+        max_length: int | None = None,
         dtype: str = "float32",
         device: str = "cpu",
         allow_random_head: bool = False,
@@ -208,8 +211,8 @@ class MaskedLM(MaskedModel):
 
         Args:
             checkpoint: As :meth:`from_checkpoint` takes it.
-            read: Makes the corpus, given the tokenizer.
-            max_length: Tokens of its longest sentence.
+            read: Makes the corpus, given the tokenizer and the tokens of its longest sentence.
+            max_length: As :meth:`from_checkpoint` takes it.
             dtype: As :meth:`from_checkpoint` takes it.
             device: As :meth:`from_checkpoint` takes it.
             allow_random_head: As :meth:`from_checkpoint` takes it.
@@ -222,11 +225,12 @@ class MaskedLM(MaskedModel):
             GradvarError: If the checkpoint or the data cannot be used.
         """
         loaded = load_checkpoint(checkpoint, dtype=dtype, device=device, allow_random_head=allow_random_head)
-        if max_length > loaded.max_length:
-            raise GradvarError(f"--max-length {max_length} is beyond the {loaded.max_length} positions of {checkpoint}")
+        length = max_length or checkpoints.trained_length(loaded.folder) or _LENGTH
+        if length > loaded.max_length:
+            raise GradvarError(f"--max-length {length} is beyond the {loaded.max_length} positions of {checkpoint}")
         if options.get("mapnet") is None and (loaded.folder / MAPNET).is_file():
             options["mapnet"] = loaded.folder  # the one that was trained with it
-        objective = cls(loaded.model, loaded.tokenizer, read(loaded.tokenizer), **options)
+        objective = cls(loaded.model, loaded.tokenizer, read(loaded.tokenizer, length), **options)
         objective.checkpoint, objective.checkpoint_sha256 = str(checkpoint), loaded.sha256
         return objective
 

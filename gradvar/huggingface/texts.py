@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gradvar.errors import GradvarError
+from gradvar.huggingface.checkpoint import locate, tokenizer_of
 from gradvar.huggingface.corpus import Corpus, special_frame
 from gradvar.huggingface.masked_lm import MaskedLM
 from gradvar.huggingface.reading import SURROGATE
@@ -20,7 +21,7 @@ def from_texts(
     checkpoint: str | Path,
     texts: Sequence[str],
     *,
-    max_length: int = 128,
+    max_length: int | None = None,
     dtype: str = "float32",
     device: str = "cpu",
     allow_random_head: bool = False,
@@ -31,7 +32,8 @@ def from_texts(
     Args:
         checkpoint: A folder as ``save_pretrained`` writes it, or a hub name.
         texts: The texts.
-        max_length: Tokens of a sentence, special tokens included; the rest is cut off.
+        max_length: Tokens of a sentence, special tokens included; the rest is cut off. None: see
+            :meth:`MaskedLM.from_checkpoint`.
         dtype: ``float32`` or ``float64``.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         allow_random_head: Accept a checkpoint without a masked-LM head.
@@ -45,8 +47,8 @@ def from_texts(
     """  # noqa: DOC502
     found: list[tuple[str, ...]] = []
 
-    def read(tokenizer: Any) -> Corpus:
-        corpus, notices = text_corpus(texts, tokenizer, max_length)
+    def read(tokenizer: Any, length: int) -> Corpus:
+        corpus, notices = text_corpus(texts, tokenizer, length)
         found.append(notices)
         return corpus
 
@@ -81,9 +83,7 @@ def with_texts(objective: MaskedLM, texts: Sequence[str], tokenizer: Any = None)
     if tokenizer is None:
         if objective.checkpoint is None:
             raise GradvarError("this objective came without a checkpoint's folder; pass tokenizer=")
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(objective.checkpoint, local_files_only=True)
+        tokenizer = tokenizer_of(locate(objective.checkpoint))
     corpus, notices = text_corpus(texts, tokenizer, objective.corpus.max_length)
     kept: Any = {"weighting": objective.weighting, "replacement": objective.replacement}
     other = MaskedLM(

@@ -114,15 +114,27 @@ def default_config(
     Raises:
         GradvarError: If not even the smallest MAPNet is as cheap, or no network can have this shape.
     """
-    for width in [shape["width"]] if "width" in shape else _WIDTHS:
-        heads = shape.get("heads") or next(n for n in range(max(1, width // 32), 0, -1) if width % n == 0)
-        if "width" not in shape and width % heads:
-            continue
+    given: int = shape.get("heads") or 0
+    widths = [shape["width"]] if "width" in shape else [width for width in _WIDTHS if not given or width % given == 0]
+    if not widths:
+        raise GradvarError(
+            f"none of the widths that are tried can be shared among {given} heads; {_give_width(32 * given)}"
+        )
+    for width in widths:
+        heads = given or next(n for n in range(max(1, width // 32), 0, -1) if width % n == 0)
         settled: dict[str, Any] = {"width": width, "heads": heads} | shape
         config = MapNetConfig(vocabulary, input_width, **settled)
         if "width" in shape or flops_per_token(config, max_length) <= AFFORDABLE * encoder_flops_per_token:
             return config
     raise GradvarError(
         f"no MAPNet is as cheap as a tenth of an encoder of {encoder_flops_per_token:,.0f} FLOPs a token; shorten "
-        f"the sequences from {max_length} tokens, or give the MAPNet's width"
+        f"the sequences from {max_length} tokens, or {_give_width(widths[-1])}"
+    )
+
+
+def _give_width(width: int) -> str:
+    """Say how a width is given, wherever the MAPNet is to be made."""
+    return (
+        f"give the MAPNet a width, such as mapnet.shape.width={width} in a recipe, MapNetTraining(shape={{'width': "
+        f"{width}}}), or gradvar fit-mapnet --width {width}"
     )

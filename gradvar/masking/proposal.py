@@ -197,7 +197,8 @@ def _score(text: str, name: str, more: Mapping[str, Score]) -> Score:
     elif base in LATER:
         raise GradvarError(f"'{text}': {base} needs a fitted network; give --mapnet-dir (gradvar fit-mapnet makes one)")
     else:
-        raise GradvarError(f"'{text}': there is no score '{base}'{nearest(base, [*known, *LATER, f'{FILE}PATH'])}")
+        there = dict.fromkeys([*known, *LATER, f"{FILE}PATH"])  # each once
+        raise GradvarError(f"'{text}': there is no score '{base}'{nearest(base, there)}")
     if not mark:
         return score
     try:

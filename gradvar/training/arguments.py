@@ -1,9 +1,10 @@
-"""`TrainingArguments` as the trainer can honour them: what it cannot is refused by name."""
+"""`TrainingArguments`: those of a recipe, and those that the trainer can honour; what it cannot is refused by name."""
 
 from __future__ import annotations
 
 import copy
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,11 +12,15 @@ from torch import nn
 from transformers import TrainingArguments
 
 from gradvar.errors import GradvarError
+from gradvar.masking.proposal import nearest
+from gradvar.training.recipe import Recipe
 
 ENDLESS = 2**40
 """Steps of a run whose budget is in seconds."""
 _REFUSED: dict[str, tuple[Any, str]] = {
     "fp16": (False, "take bf16"),
+    "fp16_full_eval": (False, "what is measured is measured in full precision"),
+    "bf16_full_eval": (False, "what is measured is measured in full precision"),
     "label_smoothing_factor": (0.0, "the loss is the cross-entropy that is studied"),
     "neftune_noise_alpha": (None, "it is a noise that no level knows of"),
     "auto_find_batch_size": (False, "the order of the sequences follows from the batch"),
@@ -48,6 +53,11 @@ def adapted(args: TrainingArguments, model: nn.Module, seconds: float | None) ->
         raise GradvarError("TrainingArguments(fsdp=…) is not supported: start it with torchrun, each with the model")
     if seconds is not None and args.warmup_steps >= 1:
         raise GradvarError("a budget in seconds takes warmup_steps as a share of it, below 1")
+    if seconds is not None and not seconds > 0:
+        raise GradvarError(f"a budget of {seconds} seconds is none; give more than 0")
+    in_steps = [name for name in args.lr_scheduler_kwargs or {} if name.endswith("_steps")]
+    if seconds is not None and in_steps:
+        raise GradvarError(f"lr_scheduler_kwargs: a budget in seconds has no number of steps to give {in_steps[0]} of")
     args = copy.copy(args)
     args.ignore_data_skip = True  # the sampler begins where the run is
     if args.device.type == "cuda":
@@ -68,6 +78,68 @@ def adapted(args: TrainingArguments, model: nn.Module, seconds: float | None) ->
         args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
         for name in ("BACKEND", "MODE"):
             os.environ.pop(f"ACCELERATE_DYNAMO_{name}", None)  # which the arguments set when they were made
+    return args
+
+
+def arguments_of(recipe: Recipe, out: Path, cpu: bool) -> TrainingArguments:
+    """Make the arguments that a recipe asks for.
+
+    Args:
+        recipe: The recipe; its budget is in steps, or known later.
+        out: The run's folder.
+        cpu: Use no GPU.
+
+    Returns:
+        The arguments.
+
+    Raises:
+        GradvarError: If they cannot be.
+    """
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    spec, saving, every = recipe.training, recipe.saving, recipe.evaluation.every
+    for name in saving.loggers:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise GradvarError(f"saving.loggers: there is no logger '{name}'{nearest(name, INTEGRATION_TO_CALLBACK)}")
+    try:
+        args = TrainingArguments(
+            output_dir=str(out),
+            seed=recipe.seed,
+            per_device_train_batch_size=1,  # known when the processes are
+            gradient_accumulation_steps=spec.accumulation,
+            max_steps=spec.steps or 1,
+            learning_rate=spec.learning_rate,
+            lr_scheduler_type=spec.schedule,
+            weight_decay=spec.weight_decay,
+            adam_beta1=spec.betas[0],
+            adam_beta2=spec.betas[1],
+            max_grad_norm=spec.clip,
+            warmup_steps=spec.warmup,
+            bf16=spec.bf16,
+            torch_compile=spec.compile,
+            use_cpu=cpu or not torch.cuda.is_available(),
+            dataloader_num_workers=spec.workers,
+            logging_steps=saving.log_every,
+            eval_strategy="no" if every is None else "steps",
+            eval_steps=every,
+            per_device_eval_batch_size=recipe.evaluation.batch,
+            save_strategy="steps",
+            save_steps=saving.every or 2**40,
+            save_total_limit=saving.keep,
+            report_to=[name for name in saving.loggers if name != "tensorboard"] or "none",
+            disable_tqdm=True,
+            log_level="error",
+            log_level_replica="error",
+        )
+    except (ValueError, ImportError) as error:
+        raise GradvarError(f"the recipe's training section cannot be: {str(error).splitlines()[0]}") from error
+    parts = args.world_size * spec.accumulation
+    if spec.batch % parts:
+        raise GradvarError(
+            f"training.batch {spec.batch} cannot be shared among {args.world_size} processes with {spec.accumulation} "
+            f"micro-batches each; give a multiple of {parts}"
+        )
+    args.per_device_train_batch_size = spec.batch // parts
     return args
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
+from transformers.trainer_utils import SaveStrategy
 
 from gradvar.errors import GradvarError
 
@@ -22,6 +23,32 @@ if TYPE_CHECKING:
 
 METRICS = "metrics.jsonl"
 _SAID_EVERY = 10.0  # seconds, where there is no terminal
+
+
+class Steps(TrainerCallback):
+    """Counts epochs by what was seen, and ends a run whose budget is used up, or that was asked to stop.
+
+    Args:
+        trainer: Whose run.
+    """
+
+    def __init__(self, trainer: MaskProposalTrainer) -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Say what is due."""
+        trainer, order = self._trainer, self._trainer.order
+        state.epoch = state.global_step * order.batch / order.rows
+        ended = int(state.epoch) > int((state.global_step - 1) * order.batch / order.rows)
+        if ended and not trainer.is_over:  # to the Trainer a run is one epoch, at whose end it acts itself
+            control.should_log |= args.logging_strategy == "epoch"
+            control.should_evaluate |= args.eval_strategy == "epoch"
+            control.should_save |= args.save_strategy == "epoch"
+        if trainer.in_a_row:  # checkpoints of steps that were skipped would push out those of steps that were not
+            control.should_save = False
+        if trainer.stopped or trainer.is_over:
+            control.should_training_stop = True
+            control.should_save |= args.save_strategy != SaveStrategy.NO
 
 
 class MetricsFile(TrainerCallback):
@@ -66,14 +93,16 @@ class MetricsFile(TrainerCallback):
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Read the lines of a run; one that was cut off is left out."""
+    """Read the lines of a run; one that was cut off, or is none of its lines, is left out."""
     found = []
     path = run / METRICS
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
-            found.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
             continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            found.append(line)
     return found
 
 
@@ -84,8 +113,14 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+class Interrupted(Exception):  # noqa: N818
+    """A signal came when the last checkpoint was written already."""
+
+
 class Interruption(TrainerCallback):
     """Ends a run at SIGTERM or Ctrl-C after the step under way, with a checkpoint; a second one ends it at once.
+
+    After the last step there is a checkpoint, and a signal raises :class:`Interrupted` wherever it comes.
 
     Args:
         trainer: Whose run.
@@ -94,19 +129,31 @@ class Interruption(TrainerCallback):
     def __init__(self, trainer: MaskProposalTrainer) -> None:
         self._trainer = trainer
         self._before: dict[int, Any] = {}
+        self._saved = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Listen."""
+        self.listen()
+
+    def listen(self) -> None:
         """Listen."""
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._heard)
 
+    def listen_after_saving(self) -> None:
+        """Listen where all is saved already."""
+        self._saved = True
+        self.listen()
+
     def _heard(self, number: int, _: Any) -> None:
         self._trainer.stop = number
         self.silence()
+        if self._saved:
+            raise Interrupted
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Listen no longer."""
-        self.silence()
+        """Know that all is saved."""
+        self._saved = True
 
     def silence(self) -> None:
         """Listen no longer."""

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from gradvar.training.recipe import Data
 if TYPE_CHECKING:
     import datasets
 
-_FORMAT = 2  # of the cache; another one is made anew
+_FORMAT = 3  # of the cache; another one is made anew
 _SPLIT = 40  # stream of hashes
 _ROWS = 1000  # sequences of an Arrow record batch
 _LONGEST = 512  # tokens that a trained tokenizer says it takes, at least
@@ -47,7 +48,7 @@ class Prepared:
         train: Training sequences, memory-mapped; a column ``input_ids``.
         valid: Held-out sequences.
         counts: What became of either text: a :class:`~gradvar.huggingface.corpus.Tally` and ``sequences``, by split.
-        sha256: Of everything that decides the content, and of the vocabulary.
+        sha256: Of the sequences and the vocabulary, however they came about.
     """
 
     folder: Path
@@ -109,7 +110,7 @@ def prepare(data: Data, cache: Path, checkpoint: str | None = None, last: Path |
     folder = cache / f"text-{sha256[:16]}"
     if not checkpoints.is_whole(folder):
         _make(data, tokenizer, folder)
-    return _load(folder, sha256)
+    return _load(folder)
 
 
 def _make(data: Data, tokenizer: Any, folder: Path) -> None:
@@ -124,10 +125,12 @@ def _make(data: Data, tokenizer: Any, folder: Path) -> None:
         if tokenizer is None:
             tokenizer = train_tokenizer(train, data)
         tokenizer.save_pretrained(partial / "tokenizer")
-        counts = {}
+        counts, content = {}, [_vocabulary(tokenizer)]
         for name, rows in (("train", train), ("valid", valid)):
-            counts[name] = _write(rows, tokenizer, data, partial / f"{name}.arrow")
-        (partial / _COUNTS).write_text(json.dumps(counts, indent=1) + "\n")
+            counts[name], digest = _write(rows, tokenizer, data, partial / f"{name}.arrow")
+            content.append(digest)
+        made = {"counts": counts, "sha256": hashlib.sha256("".join(content).encode()).hexdigest()}
+        (partial / _COUNTS).write_text(json.dumps(made, indent=1) + "\n")
         checkpoints.seal(partial)
         if folder.exists():  # of another process, or broken
             if checkpoints.is_whole(folder):
@@ -142,17 +145,15 @@ def _make(data: Data, tokenizer: Any, folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _load(folder: Path, sha256: str) -> Prepared:
+def _load(folder: Path) -> Prepared:
     import datasets
 
     from gradvar.huggingface.checkpoint import quiet
 
     with quiet():
         train, valid = (datasets.Dataset.from_file(str(folder / f"{name}.arrow")) for name in ("train", "valid"))
-    counts = json.loads((folder / _COUNTS).read_text())
-    tokenizer = tokenizer_of(folder / "tokenizer")
-    content = hashlib.sha256((sha256 + _fingerprint(tokenizer)).encode()).hexdigest()
-    return Prepared(folder, tokenizer, train, valid, counts, content)
+    made = json.loads((folder / _COUNTS).read_text())
+    return Prepared(folder, tokenizer_of(folder / "tokenizer"), train, valid, made["counts"], made["sha256"])
 
 
 def _splits(data: Data, tokenizer: Any) -> tuple[Rows, Rows]:
@@ -194,6 +195,10 @@ def _splits(data: Data, tokenizer: Any) -> tuple[Rows, Rows]:
 def train_tokenizer(rows: Rows, data: Data) -> Any:
     """Train a WordPiece vocabulary on documents.
 
+    It has no more tokens than are asked for. After the special ones come the most frequent letters, as many as a
+    sixteenth of the vocabulary but 64 at least and 1000 at most, each once more where it continues words; where these
+    do not fit, the rarest of them are left out. Words with letters that are left out are unknown.
+
     Args:
         rows: The training text.
         data: Its size and whether it folds case.
@@ -208,7 +213,8 @@ def train_tokenizer(rows: Rows, data: Data) -> Any:
     spec = data.tokenizer
     pieces = BertWordPieceTokenizer(lowercase=spec.lowercase)
     text = [paragraph for document in rows.documents for paragraph in document]
-    alphabet, inner = _alphabet(text, pieces, min(_ALPHABET, max(_FEWEST_LETTERS, spec.vocabulary // 16)))
+    most = min(_ALPHABET, max(_FEWEST_LETTERS, spec.vocabulary // 16))
+    alphabet, inner = _alphabet(text, pieces, most, spec.vocabulary - len(_SPECIAL))
     # Named as first tokens, or else the trainer numbers what continues a word by the order of a randomised hash table.
     pieces.train_from_iterator(
         iter(text),
@@ -227,8 +233,8 @@ def train_tokenizer(rows: Rows, data: Data) -> Any:
         return BertTokenizerFast(tokenizer_file=path, do_lower_case=spec.lowercase, model_max_length=longest)
 
 
-def _alphabet(text: Iterable[str], pieces: Any, most: int) -> tuple[list[str], list[str]]:
-    """Find the most frequent characters, in order, and those of them that continue a word."""
+def _alphabet(text: Iterable[str], pieces: Any, most: int, room: int) -> tuple[list[str], list[str]]:
+    """Find the most frequent characters, in order, and those of them that continue a word: `room` in all at most."""
     normalizer, splitter = pieces._tokenizer.normalizer, pieces._tokenizer.pre_tokenizer
     spaced = Counter(word for paragraph in text for word in paragraph.split())
     letters: Counter[str] = Counter()
@@ -238,12 +244,14 @@ def _alphabet(text: Iterable[str], pieces: Any, most: int) -> tuple[list[str], l
             continuing.update(word[1:])
             for letter in word:
                 letters[letter] += count
-    kept = sorted(sorted(letters, key=lambda letter: (-letters[letter], letter))[:most])
+    ranked = sorted(letters, key=lambda letter: (-letters[letter], letter))[:most]
+    taken = accumulate(1 + (letter in continuing) for letter in ranked)
+    kept = sorted(letter for letter, tokens in zip(ranked, taken, strict=True) if tokens <= room)
     return kept, [letter for letter in kept if letter in continuing]
 
 
-def _write(rows: Rows, tokenizer: Any, data: Data, path: Path) -> dict[str, int]:
-    """Write sequences as an Arrow stream; return what became of the text."""
+def _write(rows: Rows, tokenizer: Any, data: Data, path: Path) -> tuple[dict[str, int], str]:
+    """Write sequences as an Arrow stream; return what became of the text, and a hash of the sequences."""
     tally = Tally()
     sequences: Iterable[np.ndarray]
     if rows.documents is None:
@@ -254,7 +262,7 @@ def _write(rows: Rows, tokenizer: Any, data: Data, path: Path) -> dict[str, int]
         tally = Tally(len(rows.sequences or ()), tokens, tokens, unknown)
     else:
         sequences = tokenised(rows.documents, tokenizer, data.max_length, data.pack, tally, "data.max_length")
-    count = _write_arrow(sequences, path)
+    count, digest = _write_arrow(sequences, path)
     if count == 0:
         if not data.pack:
             raise GradvarError(f"{rows.source} yields no sequence: no line of this part holds a token; give more text")
@@ -262,14 +270,15 @@ def _write(rows: Rows, tokenizer: Any, data: Data, path: Path) -> dict[str, int]
             f"{rows.source} yields no sequence: no document of this part reaches half of {data.max_length} tokens; "
             "give more text, lower data.max_length, or set data.pack to false (a line a sequence)"
         )
-    return {**asdict(tally), "sequences": count}
+    return {**asdict(tally), "sequences": count}, digest
 
 
-def _write_arrow(sequences: Iterable[np.ndarray], path: Path) -> int:
+def _write_arrow(sequences: Iterable[np.ndarray], path: Path) -> tuple[int, str]:
+    """Write sequences; return how many, and a hash that knows where each ends but nothing of Arrow."""
     import pyarrow as pa
 
     schema = pa.schema([("input_ids", pa.list_(pa.int32()))])
-    count = 0
+    count, digest = 0, hashlib.sha256()
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         some: list[np.ndarray] = []
 
@@ -280,11 +289,12 @@ def _write_arrow(sequences: Iterable[np.ndarray], path: Path) -> int:
 
         for sequence in sequences:
             some.append(sequence)
+            digest.update(np.asarray(len(sequence), "<i4").tobytes() + np.asarray(sequence, "<i4").tobytes())
             count += 1
             if len(some) == _ROWS:
                 flush()
         flush()
-    return count
+    return count, digest.hexdigest()
 
 
 def lengths_of(dataset: datasets.Dataset) -> np.ndarray:
@@ -320,6 +330,15 @@ def _fingerprint(tokenizer: Any) -> str:
     """Hash what a tokenizer does."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    said = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    beside = json.dumps([said, int(tokenizer.model_max_length)], sort_keys=True)
+    beside = json.dumps([_special(tokenizer), int(tokenizer.model_max_length)], sort_keys=True)
     return hashlib.sha256((text + beside).encode()).hexdigest()
+
+
+def _vocabulary(tokenizer: Any) -> str:
+    """Hash what a tokenizer's numbers mean, which versions of a package write alike."""
+    text = json.dumps([tokenizer.get_vocab(), _special(tokenizer)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _special(tokenizer: Any) -> dict[str, str]:
+    return {name: str(token) for name, token in tokenizer.special_tokens_map.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import exp, sqrt
+from math import exp, nan, sqrt
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ class Quality:
 
     Attributes:
         loss: Mean over sentences of the mean cross-entropy of their targets, in nats.
-        loss_error: Its standard error over sentences.
+        loss_error: Its standard error over sentences; not a number where there is one.
         accuracy: Mean over sentences of the share of targets whose likeliest token is the right one.
         accuracy_error: Its standard error over sentences.
         sentences: How many.
@@ -70,4 +70,4 @@ def evaluate(objective: MaskedLM, sentences: int, masks: int = 1, batch: int = 6
 
 
 def _mean(values: np.ndarray) -> tuple[float, float]:
-    return float(values.mean()), float(values.std(ddof=1) / sqrt(len(values))) if len(values) > 1 else 0.0
+    return float(values.mean()), float(values.std(ddof=1) / sqrt(len(values))) if len(values) > 1 else nan

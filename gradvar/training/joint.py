@@ -35,7 +35,8 @@ class JointModel(nn.Module):
     uniform masks wherever the proposal declares itself unbiased. What is drawn is a hash of (seed, step, epoch, row,
     mask, position); under ``uniform/epoch-stratified`` of (seed, row, visit). MAPNet's loss is added to the gradient
     but not to the value; its targets are the norms ``|p - y|`` of the logits of that very pass, at the targets drawn,
-    weighted by the inverse of their chance of being drawn.
+    weighted by the inverse of their chance of being drawn. After a backward pass :meth:`learn` takes
+    :meth:`take_tallies`, without which the MAPNet learns nothing.
 
     Args:
         encoder: Hugging Face masked LM.
@@ -51,6 +52,7 @@ class JointModel(nn.Module):
         encoder: The masked LM.
         mapnet: The MAPNet, or None.
         proposal: As it was asked for.
+        token_counts: As given.
         mean_targets: Mean number of targets of a cell, to be set for ``weighting: token``.
         tallies: What the passes since the last step added up.
 
@@ -86,6 +88,7 @@ class JointModel(nn.Module):
                 self.mapnet = network or new_mapnet(encoder, max_length, mapnet, seed)
                 self._learner = Learner(self.mapnet, encoder, mapnet)
                 known = {"mapnet": self._learner.score, "mapnet-permuted": Permuted(self._learner.score)}
+        self.token_counts = token_counts
         if token_counts is not None:
             self.masked.token_counts = token_counts
         self.proposal = parse_proposal(masking.proposal, known)

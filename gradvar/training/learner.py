@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradvar.errors import GradvarError
 from gradvar.huggingface.forward import embedding_shape, encoder_flops_per_token
 from gradvar.mapnet.config import default_config
 from gradvar.mapnet.losses import LOSSES
@@ -177,13 +176,10 @@ def new_mapnet(encoder: nn.Module, length: int, options: MapNetTraining, seed: i
 
     Raises:
         GradvarError: If no MAPNet can have this shape.
-    """
+    """  # noqa: DOC502
     tokens, width = embedding_shape(encoder)
     flops = encoder_flops_per_token(encoder, length)
-    try:
-        config = default_config(tokens, width, flops, length, **options.shape)
-    except TypeError as error:
-        raise GradvarError(f"mapnet.shape {options.shape} is no shape of a MAPNet ({error}); correct it") from None
+    config = default_config(tokens, width, flops, length, **options.shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MapNet(config).to(next(encoder.parameters()).device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -75,13 +76,22 @@ def _from_scratch(spec: Model, tokenizer: Any, seed: int) -> nn.Module:
         if key not in known:
             raise GradvarError(f"model.config has no key '{key}' for '{kind}'{nearest(key, sorted(known))}")
     try:
-        config = AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer), **special, **spec.config})
+        own = copy.deepcopy(spec.config)  # the library fills what is nested in it
+        config = AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer), **special, **own})
         with quiet():
             torch.manual_seed(seed)
             model: nn.Module = AutoModelForMaskedLM.from_config(config)
     except Exception as error:  # a library's whole variety of complaints about sizes that do not fit
-        raise GradvarError(f"model.config makes no '{kind}' ({one_line(error)}); correct it") from error
+        raise GradvarError(f"model.config makes no '{kind}' ({_complaint(error)}); correct it") from error
     return model.float()
+
+
+def _complaint(error: Exception) -> str:
+    """Say what an error says; of a KeyError that is a bare key, or a sentence in quotes."""
+    if not isinstance(error, KeyError) or not error.args:
+        return one_line(error)
+    key = error.args[0]
+    return one_line(Exception(key)) if " " in str(key) else f"it does not know {key!r}"
 
 
 def _from_checkpoint(source: str, tokenizer: Any, seed: int) -> nn.Module:

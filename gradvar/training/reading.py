@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from typing_extensions import is_typeddict
 
 from gradvar.errors import GradvarError
 from gradvar.training.recipe import Recipe
@@ -134,17 +135,23 @@ def _keys(path: Sequence[str]) -> list[str]:
     """Keys of the section at a path."""
     section: Any = Recipe
     for part in path:
-        section = section.model_fields[part].annotation
-    return list(section.model_fields)
+        section = _members(section)[part]
+    return list(_members(section))
 
 
 def _flat_keys(section: Any = Recipe, above: str = "") -> list[str]:
     """All keys that there are, as ``section.key``."""
     found = []
-    for name, field in section.model_fields.items():
-        inner = hasattr(field.annotation, "model_fields")
-        found += _flat_keys(field.annotation, f"{above}{name}.") if inner else [f"{above}{name}"]
+    for name, kind in _members(section).items():
+        found += _flat_keys(kind, f"{above}{name}.") if _members(kind) else [f"{above}{name}"]
     return found
+
+
+def _members(kind: Any) -> dict[str, Any]:
+    """Kinds of the values of a section by key; none for what is a value itself."""
+    if is_typeddict(kind):
+        return dict(kind.__annotations__)
+    return {name: field.annotation for name, field in getattr(kind, "model_fields", {}).items()}
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from typing_extensions import TypedDict  # pydantic reads no other one before Python 3.12
 
 from gradvar.errors import GradvarError
+from gradvar.mapnet.config import COOLEST, Embeddings, default_config
 from gradvar.masking.corruption import Replacement
 from gradvar.masking.proposal import LATER, parse_proposal
-from gradvar.masking.scores import SCORES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gradvar.masking.masks import Sentences
+    from gradvar.masking.scores import Task
 
 
 def _whole(value: Any) -> Any:
@@ -24,11 +33,18 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _number(value: Any) -> Any:
+    """Take true for no number."""
+    if isinstance(value, bool):
+        raise ValueError("input should be a number")
+    return value
+
+
 Whole = Annotated[int, BeforeValidator(_whole)]
 Count = Annotated[Whole, Field(ge=1)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, lt=1), BeforeValidator(_number)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
 
 
 class Section(BaseModel):
@@ -42,7 +58,8 @@ class Tokenizer(Section):
 
     Attributes:
         source: Folder of a tokenizer, or a hub name; None trains a WordPiece vocabulary.
-        vocabulary: Tokens of the trained one.
+        vocabulary: Tokens of the trained one at most, special ones and letters included: where there is no room for
+            all letters, the rarest are unknown.
         lowercase: Whether the trained one folds case.
     """
 
@@ -131,14 +148,42 @@ def masks_of(masking: Masking) -> int:
     Raises:
         GradvarError: If there is no such proposal, or they are no multiple of the masks of one draw.
     """
-    # In the place of a MAPNet that there is none of yet, any score that is not uniform.
-    together = parse_proposal(masking.proposal, dict.fromkeys(LATER, SCORES["loss"])).design.cells
+    together = parse_proposal(masking.proposal, {name: _Unfitted(name) for name in LATER}).design.cells
     masks = masking.masks or together
     if masks % together:
         raise GradvarError(
             f"masking.masks {masks} is no multiple of the {together} masks of one draw of {masking.proposal}"
         )
     return masks
+
+
+@dataclass(frozen=True)
+class _Unfitted:
+    """The name of a score whose network is not there yet."""
+
+    name: str
+
+    def __call__(self, sentences: Sentences, task: Task) -> Tensor:
+        """Score nothing."""
+        raise GradvarError(f"{self.name} has no network yet")
+
+    def __str__(self) -> str:
+        """Name the score."""
+        return self.name
+
+
+class Shape(TypedDict, total=False):
+    """Fields of :class:`gradvar.mapnet.config.MapNetConfig` that do not follow from the encoder; a plain dict."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    embeddings: Embeddings
+    width: Count
+    window: Count
+    layers: Count
+    heads: Count
+    feed_forward: Count
+    temperature: Annotated[float, BeforeValidator(_number), Field(ge=COOLEST, allow_inf_nan=False)]
 
 
 class MapNetTraining(Section):
@@ -152,9 +197,10 @@ class MapNetTraining(Section):
         learning_rate: Its own; the schedule is the encoder's.
         weight_decay: Its own.
         calibrate_every: Steps between two looks of the online calibration, which sets exponent and epsilon unless the
-            proposal gives one of them.
+            proposal gives one of them; with true norms it looks whenever they are measured.
         into_encoder: Let its gradient into the encoder's token embeddings.
-        shape: Fields of :class:`gradvar.mapnet.config.MapNetConfig`; the width is what a tenth of the encoder affords.
+        shape: Fields of :class:`gradvar.mapnet.config.MapNetConfig`, see :class:`Shape`; the width is what a tenth of
+            the encoder affords.
     """
 
     target: Literal["logit", "gradient"] = "logit"
@@ -165,7 +211,13 @@ class MapNetTraining(Section):
     weight_decay: NotNegative = 0.05
     calibrate_every: Count = 8
     into_encoder: bool = False
-    shape: dict[str, Any] = {}
+    shape: Shape = {}
+
+    @field_validator("shape")
+    @classmethod
+    def _possible(cls, shape: Shape) -> Shape:
+        default_config(1, 1, inf, 1, **shape)  # beside an encoder that affords every width
+        return shape
 
     @model_validator(mode="after")
     def _free(self) -> MapNetTraining:

@@ -11,23 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import PrinterCallback, TrainingArguments
 
 from gradvar import checkpoints
+from gradvar.checkpoints import STATE
 from gradvar.errors import GradvarError
 from gradvar.huggingface.checkpoint import locate
 from gradvar.mapnet.files import CONFIG as MAPNET
 from gradvar.mapnet.network import MapNet
-from gradvar.masking.proposal import nearest
 from gradvar.provenance import command, versions
-from gradvar.training.callbacks import Interruption, MetricsFile, Terminal, read_metrics
+from gradvar.training.arguments import arguments_of
+from gradvar.training.callbacks import Interrupted, Interruption, MetricsFile, Terminal, read_metrics
 from gradvar.training.data import Prepared, lengths_of, prepare
 from gradvar.training.model import build_encoder
 from gradvar.training.order import Order
-from gradvar.training.reading import changed, recipe_of, write_recipe
-from gradvar.training.recipe import Model, Recipe
-from gradvar.training.saving import STATE
+from gradvar.training.reading import changed, read_recipe, recipe_of, write_recipe
+from gradvar.training.recipe import Model, Recipe, masks_of
 from gradvar.training.trainer import MaskProposalTrainer
 from gradvar.training.watch import VarianceWatch
 
@@ -91,7 +90,7 @@ def start(recipe: Recipe, out: Path, console: Console, cache: Path | None = None
             else "remove it, or give another folder"
         )
         raise GradvarError(f"--out {out} is there already; {remedy}")
-    return _run(recipe, out, console, cache, cpu, None)
+    return _run(_from_anywhere(recipe), out, console, cache, cpu, None)
 
 
 def resume(run: Path, console: Console, cache: Path | None = None, cpu: bool = False) -> Ended:
@@ -114,26 +113,26 @@ def resume(run: Path, console: Console, cache: Path | None = None, cpu: bool = F
         what = "is no folder" if not run.is_dir() else "holds no whole checkpoint"
         raise GradvarError(f"--resume {run}: it {what}; give the --out folder of a run that wrote one, or start anew")
     saved = json.loads((last / STATE).read_text())
+    if "recipe" not in saved:
+        raise GradvarError(
+            f"--resume {run}: a script made this run; go on with it there, by train(resume_from_checkpoint=True)"
+        )
     recipe = recipe_of(saved["recipe"], str(last / STATE))
     path = run / RECIPE
-    if path.exists():
-        import yaml
-
-        if keys := changed(recipe, recipe_of(yaml.safe_load(path.read_text()), str(path))):
-            raise GradvarError(
-                f"{path} was changed since the run began ({', '.join(keys)}); restore it, or start a new run with it"
-            )
-    done = _steps_of(last)
-    if _is_finished(recipe, saved, done):
-        evaluated = [line for line in read_metrics(run) if "eval_loss" in line and line["step"] == done]
-        if evaluated:
-            console.print("this run is finished; there is nothing to go on with", highlight=False)
-            return Ended(run, last, evaluated[-1], done, None, saved["drawn_by"], saved["elapsed"])
+    if path.exists() and (keys := changed(recipe, read_recipe(path))):
+        raise GradvarError(
+            f"{path} was changed since the run began ({', '.join(keys)}); restore it, or start a new run with it"
+        )
+    evaluated, looked = _last_words(run, last)
+    if _is_finished(recipe, saved, last) and evaluated and (looked or not recipe.watch.every):
+        console.print("this run is finished; there is nothing to go on with", highlight=False)
+        done = checkpoints.step_of(last)
+        return Ended(run, last, evaluated, done, None, saved["drawn_by"], saved["elapsed"])
     return _run(recipe, run, console, cache, cpu, last)
 
 
 def _run(recipe: Recipe, out: Path, console: Console, cache: Path | None, cpu: bool, last: Path | None) -> Ended:
-    args = _arguments(recipe, out, cpu)
+    args = arguments_of(recipe, out, cpu)
     first = args.process_index == 0
     with args.main_process_first():
         prepared = prepare(recipe.data, cache or default_cache(), recipe.model.source, last)
@@ -142,12 +141,73 @@ def _run(recipe: Recipe, out: Path, console: Console, cache: Path | None, cpu: b
     saved = json.loads((last / STATE).read_text()) if last else {}
     if last and saved["data_sha256"] != prepared.sha256:
         raise GradvarError(f"{recipe.data.train} is another text than the run began with; restore it, or start anew")
+    if recipe.watch.every and len(prepared.valid) < 2:
+        raise GradvarError("watch.every takes 2 held-out sequences at least, of which there is 1; give more text")
+    with _folder(out, first):
+        trainer = _trainer(recipe, args, prepared, out, last, console)
+        trainer.extra_state = {
+            "recipe": recipe.model_dump(mode="json"),
+            "data_sha256": prepared.sha256,
+            "max_steps": args.max_steps,
+            "max_length": recipe.data.max_length,
+        }
+        _introduce(trainer, console)
+        interruption, terminal = Interruption(trainer), Terminal(trainer, console)
+        watch = [VarianceWatch(trainer, prepared.valid, recipe.watch)] if recipe.watch.every else []
+        for callback in (MetricsFile(out), interruption, terminal, *_loggers(recipe, out, last, first), *watch):
+            trainer.add_callback(callback)
+        metrics: dict[str, float] = {}
+        try:
+            if last and _is_finished(recipe, saved, last):  # but for its last words
+                trainer.go_to(last)
+                interruption.listen_after_saving()
+                metrics, looked = _last_words(out, last)
+                for each in watch if not looked else ():
+                    each.look(trainer.state)
+            else:
+                trainer.train(resume_from_checkpoint=str(last) if last else None)
+            if not trainer.stopped:
+                metrics = metrics or trainer.last_evaluation()
+        except Interrupted:
+            metrics = {}
+        finally:
+            interruption.silence()
+            terminal.close()
+    return Ended(
+        out,
+        checkpoints.last_whole(out),
+        metrics,
+        trainer.state.global_step,
+        trainer.stopped or trainer.stop or None,
+        trainer.joint.in_words,
+        trainer.elapsed,
+        sum(each.seconds for each in watch),
+    )
+
+
+def _from_anywhere(recipe: Recipe) -> Recipe:
+    """Make the paths of a recipe absolute, so that its run can go on from wherever the user is."""
+
+    def absolute(name: str | None) -> str | None:
+        return str(Path(name).absolute()) if name is not None and os.path.exists(name) else name
+
+    data, model = recipe.data, recipe.model
+    tokenizer = data.tokenizer.model_copy(update={"source": absolute(data.tokenizer.source)})
+    texts = {"train": absolute(data.train), "valid": absolute(data.valid), "tokenizer": tokenizer}
+    model = model.model_copy(update={"source": absolute(model.source)})
+    return recipe.model_copy(update={"data": data.model_copy(update=texts), "model": model})
+
+
+def _trainer(
+    recipe: Recipe, args: TrainingArguments, prepared: Prepared, out: Path, last: Path | None, console: Console
+) -> MaskProposalTrainer:
+    """Make the trainer of a recipe, and write down the recipe of a new run."""
     # What it began with may be gone when it goes on; its own last weights are there.
     spec = Model(source=str(last)) if last and recipe.model.source else recipe.model
     encoder = build_encoder(spec, prepared.tokenizer, recipe.data.max_length, recipe.seed)
     network = _mapnet_of(spec, recipe, console)
     _set_steps(recipe, args, prepared)
-    with _folder(out, first):
+    with _explained(out):
         trainer = MaskProposalTrainer(
             encoder,
             args,
@@ -160,45 +220,28 @@ def _run(recipe: Recipe, out: Path, console: Console, cache: Path | None, cpu: b
             evaluation=recipe.evaluation,
             seconds=recipe.training.seconds,
         )
-        if first and last is None:
+        if args.process_index == 0 and last is None:
             head = f"# {command()}\n# {', '.join(f'{name} {value}' for name, value in versions().items())}\n"
             (out / RECIPE).write_text(head + write_recipe(recipe), encoding="utf-8")
-    trainer.extra_state = {
-        "recipe": recipe.model_dump(mode="json"),
-        "data_sha256": prepared.sha256,
-        "max_steps": args.max_steps,
-    }
-    parameters = sum(p.numel() for p in encoder.parameters())
-    beside = f", MAPNet {sum(p.numel() for p in m.parameters()):,}" if (m := trainer.joint.mapnet) else ""
-    console.print(
-        f"model: {type(encoder).__name__}, {parameters:,} parameters{beside}", highlight=False, soft_wrap=True
-    )
-    for line in _caveats(trainer):
-        console.print(line, highlight=False, soft_wrap=True)
     trainer.remove_callback(PrinterCallback)
-    interruption, terminal = Interruption(trainer), Terminal(trainer, console)
-    watch = [VarianceWatch(trainer, prepared.valid, recipe.watch)] if recipe.watch.every else []
-    for callback in (MetricsFile(out), interruption, terminal, *_loggers(recipe, out, last, first), *watch):
-        trainer.add_callback(callback)
-    try:
-        if last and _is_finished(recipe, saved, _steps_of(last)):  # but for its last evaluation
-            trainer.go_to(last)
-        else:
-            trainer.train(resume_from_checkpoint=str(last) if last else None)
-        metrics = {} if trainer.stopped else trainer.last_evaluation()
-    finally:
-        interruption.silence()
-        terminal.close()
-    return Ended(
-        out,
-        checkpoints.last_whole(out),
-        metrics,
-        trainer.state.global_step,
-        trainer.stopped or None,
-        trainer.joint.in_words,
-        trainer.elapsed,
-        sum(each.seconds for each in watch),
-    )
+    return trainer
+
+
+def _introduce(trainer: MaskProposalTrainer, console: Console) -> None:
+    """Say what is trained."""
+    encoder, mapnet = trainer.joint.encoder, trainer.joint.mapnet
+    beside = f", MAPNet {sum(p.numel() for p in mapnet.parameters()):,}" if mapnet else ""
+    parameters = sum(p.numel() for p in encoder.parameters())
+    lines = [f"model: {type(encoder).__name__}, {parameters:,} parameters{beside}", *_caveats(trainer)]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _last_words(run: Path, last: Path) -> tuple[dict[str, float], bool]:
+    """Return the evaluation of a checkpoint, empty if there is none, and whether its variance was looked at."""
+    lines = [line for line in read_metrics(run) if line["step"] == checkpoints.step_of(last)]
+    evaluated = [line for line in lines if "eval_loss" in line]
+    return evaluated[-1] if evaluated else {}, any("watch/seconds" in line for line in lines)
 
 
 def _mapnet_of(spec: Model, recipe: Recipe, console: Console) -> MapNet | None:
@@ -229,61 +272,10 @@ def _caveats(trainer: MaskProposalTrainer) -> list[str]:
     return lines
 
 
-def _arguments(recipe: Recipe, out: Path, cpu: bool) -> TrainingArguments:
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-
-    spec, saving, every = recipe.training, recipe.saving, recipe.evaluation.every
-    for name in saving.loggers:
-        if name not in INTEGRATION_TO_CALLBACK:
-            raise GradvarError(f"saving.loggers: there is no logger '{name}'{nearest(name, INTEGRATION_TO_CALLBACK)}")
-    try:
-        args = TrainingArguments(
-            output_dir=str(out),
-            seed=recipe.seed,
-            per_device_train_batch_size=1,  # known when the processes are
-            gradient_accumulation_steps=spec.accumulation,
-            max_steps=spec.steps or 1,
-            learning_rate=spec.learning_rate,
-            lr_scheduler_type=spec.schedule,
-            weight_decay=spec.weight_decay,
-            adam_beta1=spec.betas[0],
-            adam_beta2=spec.betas[1],
-            max_grad_norm=spec.clip,
-            warmup_steps=spec.warmup,
-            bf16=spec.bf16,
-            torch_compile=spec.compile,
-            use_cpu=cpu or not torch.cuda.is_available(),
-            dataloader_num_workers=spec.workers,
-            logging_steps=saving.log_every,
-            eval_strategy="no" if every is None else "steps",
-            eval_steps=every,
-            per_device_eval_batch_size=recipe.evaluation.batch,
-            save_strategy="steps",
-            save_steps=saving.every or 2**40,
-            save_total_limit=saving.keep,
-            report_to=[name for name in saving.loggers if name != "tensorboard"] or "none",
-            disable_tqdm=True,
-            log_level="error",
-            log_level_replica="error",
-        )
-    except (ValueError, ImportError) as error:
-        raise GradvarError(f"the recipe's training section cannot be: {str(error).splitlines()[0]}") from error
-    parts = args.world_size * spec.accumulation
-    if spec.batch % parts:
-        raise GradvarError(
-            f"training.batch {spec.batch} cannot be shared among {args.world_size} processes with {spec.accumulation} "
-            f"micro-batches each; give a multiple of {parts}"
-        )
-    args.per_device_train_batch_size = spec.batch // parts
-    return args
-
-
 def _set_steps(recipe: Recipe, args: TrainingArguments, prepared: Prepared) -> None:
     """Turn a budget in tokens into one in steps: the order of the sequences is known."""
     if recipe.training.tokens is None:
         return
-    from gradvar.training.recipe import masks_of
-
     masks = masks_of(recipe.masking)
     order = Order(len(prepared.train), recipe.training.batch // masks, recipe.seed)
     args.max_steps = order.steps_for(recipe.training.tokens, lengths_of(prepared.train) * masks)
@@ -291,17 +283,28 @@ def _set_steps(recipe: Recipe, args: TrainingArguments, prepared: Prepared) -> N
 
 @contextmanager
 def _folder(out: Path, first: bool) -> Iterator[None]:
-    """Make the run's folder for what the block does, and take it back if that fails."""
+    """Make the run's folder for what the block does; take it back where that fails before anything was learnt."""
+    missing = [path for path in (out.absolute(), *out.absolute().parents) if not path.exists()]
     try:
-        missing = [path for path in (out.absolute(), *out.absolute().parents) if not path.exists()]
         if first:
-            out.mkdir(parents=True, exist_ok=True)
-        try:
-            yield
-        except BaseException:
-            if first and missing:
-                shutil.rmtree(missing[-1], ignore_errors=True)
-            raise
+            with _explained(out):
+                out.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        if first and not checkpoints.whole(out) and not any(line["step"] for line in read_metrics(out)):
+            for path in missing[-1:] or (*out.glob("*"), *out.glob(".*")):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                elif path.exists():
+                    path.unlink()
+        raise
+
+
+@contextmanager
+def _explained(out: Path) -> Iterator[None]:
+    """Say in one line why a run cannot be set up in its folder."""
+    try:
+        yield
     except OSError as error:
         raise GradvarError(f"--out {out} cannot be written ({error.strerror}); give another folder") from error
     except (RuntimeError, ImportError) as error:
@@ -316,16 +319,11 @@ def _loggers(recipe: Recipe, out: Path, last: Path | None, first: bool) -> list[
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations.integration_utils import TensorBoardCallback
 
-    return [
-        TensorBoardCallback(SummaryWriter(str(out / "tensorboard"), purge_step=_steps_of(last) + 1 if last else None))
-    ]
+    purged = checkpoints.step_of(last) + 1 if last else None
+    return [TensorBoardCallback(SummaryWriter(str(out / "tensorboard"), purge_step=purged))]
 
 
-def _steps_of(checkpoint: Path | None) -> int:
-    return 0 if checkpoint is None else int(checkpoint.name.removeprefix(checkpoints.PREFIX))
-
-
-def _is_finished(recipe: Recipe, saved: dict[str, Any], done: int) -> bool:
+def _is_finished(recipe: Recipe, saved: dict[str, Any], last: Path) -> bool:
     if recipe.training.seconds is not None:
         return bool(saved["elapsed"] >= recipe.training.seconds)
-    return done >= saved["max_steps"]
+    return checkpoints.step_of(last) >= saved["max_steps"]

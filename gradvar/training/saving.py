@@ -16,13 +16,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
 from gradvar import checkpoints
+from gradvar.checkpoints import STATE
 from gradvar.errors import GradvarError
 from gradvar.huggingface.checkpoint import quiet
 from gradvar.mapnet.network import MapNet
 from gradvar.training.joint import JointModel
 
-STATE = "gradvar_state.json"
-"""What a checkpoint knows beside weights, optimizer, schedule and random numbers."""
 _DISK = ("No space", "File too large", "write failed", "unexpected pos", "I/O error", "os error")
 """What torch and safetensors say where a disk is full."""
 
@@ -158,6 +157,14 @@ class WholeCheckpoints(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.restore_run(self._load_weights(Path(resume_from_checkpoint)))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write a model card of the encoder; see :meth:`transformers.Trainer.create_model_card`."""
+        joint, self.model = self.model, self.joint.encoder
+        try:
+            super().create_model_card(*args, **kwargs)
+        finally:
+            self.model = joint
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from gradvar.errors import GradvarError
 from gradvar.huggingface.vocabulary import Vocabulary
 from gradvar.training.order import Place, RankBatches
 
 _LOOKED_AT = 256  # sequences that tell how long sequences are
+
+
+class Limits(NamedTuple):
+    """What a model takes.
+
+    Attributes:
+        tokens: Size of the vocabulary.
+        positions: Tokens of the longest sequence.
+    """
+
+    tokens: int
+    positions: int
 
 
 class Sequences(Dataset):  # type: ignore[type-arg]
@@ -22,10 +35,27 @@ class Sequences(Dataset):  # type: ignore[type-arg]
 
     Args:
         dataset: Items by number, each with ``input_ids``; ``attention_mask`` says what is padding.
+        name: What the user calls it.
+        limits: Of the model.
+
+    Raises:
+        GradvarError: If it is none, here or when a sequence is loaded.
     """
 
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset.with_format("numpy") if hasattr(dataset, "with_format") else dataset
+    def __init__(self, dataset: Any, name: str, limits: Limits) -> None:
+        self._name, self._limits = name, limits
+        if isinstance(dataset, Mapping):
+            raise GradvarError(f"{name} is a dict ({', '.join(map(str, dataset))}); give one data set")
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+            raise GradvarError(
+                f"{name} is a {type(dataset).__name__}; give a data set with a length and items by number, as the "
+                "sequences of a step follow from their numbers"
+            )
+        if len(dataset) == 0:
+            raise GradvarError(f"{name} holds no sequence")
+        transformed = getattr(dataset, "format", {}).get("type") == "custom"  # by a function of the user's
+        self._dataset = dataset.with_format("numpy") if hasattr(dataset, "with_format") and not transformed else dataset
+        self[0]
 
     def __len__(self) -> int:
         """Count them."""
@@ -34,8 +64,25 @@ class Sequences(Dataset):  # type: ignore[type-arg]
     def __getitem__(self, row: int) -> np.ndarray:
         """Return ``[length]`` int64 ids."""
         item: Mapping[str, Any] = self._dataset[int(row)]
+        if not isinstance(item, Mapping) or "input_ids" not in item:
+            held = f"has {', '.join(map(str, item))}" if isinstance(item, Mapping) else f"is a {type(item).__name__}"
+            raise GradvarError(f"sequence {row} of {self._name} {held}; tokenise it: it needs input_ids")
         ids = np.asarray(item["input_ids"], dtype=np.int64)
-        return ids[np.asarray(item["attention_mask"], dtype=bool)] if "attention_mask" in item else ids
+        ids = ids[np.asarray(item["attention_mask"], dtype=bool)] if "attention_mask" in item else ids
+        if ids.ndim != 1 or not len(ids):
+            raise GradvarError(f"input_ids of sequence {row} of {self._name} are no list of tokens")
+        if ids.min() < 0 or ids.max() >= self._limits.tokens:
+            wrong = ids.max() if ids.min() >= 0 else ids.min()
+            raise GradvarError(
+                f"sequence {row} of {self._name} holds token {wrong}, which is none of the tokenizer's "
+                f"{self._limits.tokens}; tokenise it by processing_class"
+            )
+        if len(ids) > self._limits.positions:
+            raise GradvarError(
+                f"sequence {row} of {self._name} has {len(ids)} tokens, beyond the {self._limits.positions} "
+                "positions of the model; cut it"
+            )
+        return ids
 
     def __getitems__(self, places: Sequence[Place]) -> list[tuple[Place, np.ndarray]]:
         """Return those of a micro-batch, each with its place."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
-from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import SaveStrategy, TrainOutput
 
 from gradvar import checkpoints
 from gradvar.errors import GradvarError
+from gradvar.huggingface.checkpoint import longest_sequence
 from gradvar.huggingface.corpus import Corpus
 from gradvar.huggingface.masked_lm import MaskedLM
 from gradvar.huggingface.vocabulary import Vocabulary
@@ -27,17 +27,19 @@ from gradvar.mapnet.network import MapNet
 from gradvar.masking.sets import check_fits
 from gradvar.masking.uniform import target_count
 from gradvar.training.arguments import adapted
+from gradvar.training.callbacks import Steps
+from gradvar.training.clock import VIRTUAL, Clock, follow
 from gradvar.training.evaluation import MASK_RATE, evaluate
 from gradvar.training.joint import JointModel, evaluating
 from gradvar.training.learner import Tallies
+from gradvar.training.optimizers import check_given, forget, groups, is_known
 from gradvar.training.order import Order, RankBatches
 from gradvar.training.recipe import Evaluation, MapNetTraining, Masking, masks_of
 from gradvar.training.saving import WholeCheckpoints
-from gradvar.training.sequences import Sequences, loader
+from gradvar.training.sequences import Limits, Sequences, loader
 
 _MOST_SKIPPED = 10  # steps in a row without a finite loss or gradient
 _SIGNALS = 65  # numbers of signals
-_VIRTUAL = 10**6  # steps of a schedule over seconds
 _METERS = ("cells", "loss", "targets", "weight", "weight2", "mapnet_loss", "mapnet_cells")
 
 
@@ -71,6 +73,8 @@ class MaskProposalTrainer(WholeCheckpoints):
     Attributes:
         joint: The encoder and its MAPNet.
         order: Which sequences a step sees.
+        elapsed: Seconds of training up to the last step, of all sessions of the run; see :meth:`paused`.
+        in_a_row: Steps up to this one that were skipped.
         tokens: Tokens that the encoder was shown.
         stop: Number of the signal that asked this process to end the run after the step under way; 0 for none.
         stopped: The one that the processes agreed on.
@@ -96,11 +100,14 @@ class MaskProposalTrainer(WholeCheckpoints):
         optimizers: Any = (None, None),
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        if isinstance(eval_dataset, dict):
-            raise GradvarError("eval_dataset is a dict; give one data set, and call evaluate with the others")
+        if processing_class is None:
+            raise GradvarError("processing_class is None; give the tokenizer, which says what the mask token is")
         args = adapted(args, model, seconds)
         masking = _masking(masking)
-        self._sequences = Sequences(train_dataset)
+        if isinstance(eval_dataset, dict):
+            raise GradvarError("eval_dataset is a dict; give one data set, and call evaluate with the others")
+        self._limits = Limits(len(processing_class), longest_sequence(model, processing_class))
+        self._sequences = Sequences(train_dataset, "train_dataset", self._limits)
         self.joint = joint = self._joint(model, args, processing_class, masking, mapnet, network)
         micro, masks = args.per_device_train_batch_size, joint.masks
         if micro % masks:
@@ -112,15 +119,15 @@ class MaskProposalTrainer(WholeCheckpoints):
         self.order = Order(len(self._sequences), cells // masks, args.seed)
         if args.max_steps <= 0:
             args.max_steps = math.ceil(args.num_train_epochs * self.order.rows / self.order.batch)
-        self.seconds, self._elapsed = seconds, 0.0
-        self._before, self._since = 0.0, time.monotonic()
+        self.seconds, self.elapsed, self._clock = seconds, 0.0, Clock()
         self.evaluation = evaluation
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         self._held_out: tuple[Any, Corpus] | None = None
-        self.tokens = self._skipped = self._in_a_row = 0
+        self.tokens = self._skipped = self.in_a_row = 0
         self._meters: dict[str, float] = {}
         self.stop = self.stopped = 0
         self.extra_state: dict[str, Any] = {}
+        check_given(optimizers[0], optimizers[1], joint.mapnet)
         super().__init__(
             model=joint,
             args=args,
@@ -128,7 +135,7 @@ class MaskProposalTrainer(WholeCheckpoints):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             optimizers=optimizers,
-            callbacks=[*(callbacks or []), _Steps(self)],
+            callbacks=[Steps(self), *(callbacks or [])],
         )
         self.loss_is_scaled_for_ga = False
         self.label_names = []
@@ -211,46 +218,41 @@ class MaskProposalTrainer(WholeCheckpoints):
             self.go_to(Path(resume_from_checkpoint))
             if self.is_over:
                 return TrainOutput(self.state.global_step, math.nan, {})
-        self._since = time.monotonic()
+        self._check_alone(self.state.global_step if resume_from_checkpoint else 0)
+        self._clock.start()
         if self.args.world_size > 1:
             torch.manual_seed(self.args.seed + self.args.process_index)  # dropout of its own on every rank
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def _check_alone(self, step: int) -> None:
+        """Refuse a folder with checkpoints of another training, beyond the step at which this one begins."""
+        later = [c for c in checkpoints.whole(self.run) if checkpoints.step_of(c) > step]
+        if later and self.args.save_strategy != SaveStrategy.NO:
+            raise GradvarError(
+                f"{later[-1]} is of a later step than {step}, where this training begins; go on from it "
+                "(resume_from_checkpoint=True), remove it, or give another output_dir"
+            )
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Make the optimizer; the MAPNet's parameters have a learning rate and a weight decay of their own."""
-        decayed = set(self.get_decay_parameter_names(self.joint))
+        joint, decayed = self.joint, self.get_decay_parameter_names(self.joint)
         if self.optimizer is None:
             kind, options = self.get_optimizer_cls_and_kwargs(self.args)
-            groups = self._groups("encoder.", decayed, self.args.weight_decay, self.args.learning_rate)
-            self.optimizer = kind(groups, **options)
-        known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        if self.joint.mapnet is not None and not any(id(p) in known for p in self.joint.mapnet.parameters()):
-            own = self.joint.options
-            for group in self._groups("mapnet.", decayed, own.weight_decay, own.learning_rate):
+            first = groups(joint, "encoder.", decayed, self.args.weight_decay, self.args.learning_rate)
+            self.optimizer = kind(first, **options)
+        if joint.mapnet is not None and not is_known(self.optimizer, joint.mapnet):
+            own = joint.options
+            for group in groups(joint, "mapnet.", decayed, own.weight_decay, own.learning_rate):
                 self.optimizer.add_param_group(group)
         return self.optimizer
-
-    def _groups(self, prefix: str, decayed: set[str], decay: float, rate: float) -> list[dict[str, Any]]:
-        named = [(n, p) for n, p in self.joint.named_parameters() if n.startswith(prefix) and p.requires_grad]
-        parts = (
-            ([p for n, p in named if (n in decayed) == own], value) for own, value in ((True, decay), (False, 0.0))
-        )
-        return [{"params": part, "weight_decay": value, "lr": rate} for part, value in parts if part]
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Make the schedule; where the budget is in seconds, it follows the clock."""
         if self.seconds is None:
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
-            schedule: Any = super().create_scheduler(_VIRTUAL, optimizer)
-            if not hasattr(schedule, "lr_lambdas"):
-                raise GradvarError(f"the schedule '{self.args.lr_scheduler_type}' cannot follow a clock; take cosine")
-            shapes = schedule.lr_lambdas
-
-            def follow(shape: Any) -> Any:
-                return lambda _: shape(round(min(1.0, self.progress) * _VIRTUAL))
-
-            schedule.lr_lambdas = [follow(shape) for shape in shapes]
+            schedule = super().create_scheduler(VIRTUAL, optimizer)
+            follow(schedule, str(self.args.lr_scheduler_type), lambda: self.progress)
         return self.lr_scheduler
 
     @property
@@ -258,30 +260,16 @@ class MaskProposalTrainer(WholeCheckpoints):
         """Share of the budget that is used."""
         if self.seconds is None:
             return self.state.global_step / self.args.max_steps
-        return self._elapsed / self.seconds
+        return self.elapsed / self.seconds
 
     @property
     def is_over(self) -> bool:
         """Whether the budget is used."""
         return self.progress >= 1
 
-    @property
-    def elapsed(self) -> float:
-        """Seconds of training up to the last step, of all sessions of the run; see :meth:`paused`."""
-        return self._elapsed
-
-    def _clock(self) -> float:
-        """Seconds of training, of all sessions of the run: evaluation, checkpoints and looks at the variance apart."""
-        return self._before + (time.monotonic() - self._since)
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> AbstractContextManager[None]:
         """Stop the clock for a while."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self._since += time.monotonic() - start
+        return self._clock.paused()
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clip the encoder's gradient, and by itself the MAPNet's: neither changes the other's step."""
@@ -303,28 +291,28 @@ class MaskProposalTrainer(WholeCheckpoints):
             joint.take_tallies()
             | {
                 "norms": torch.stack([grad_norm.detach(), self._mapnet_norm.detach()]),
-                "elapsed": torch.tensor([self._clock() if first else 0.0]),  # of one clock
+                "elapsed": torch.tensor([self._clock.seconds if first else 0.0]),  # of one clock
                 "stop": F.one_hot(torch.tensor(self.stop), _SIGNALS),
             }
         )
-        self._elapsed = float(agreed["elapsed"])
+        self.elapsed = float(agreed["elapsed"])
         self.stopped = int(agreed["stop"][1:].argmax()) + 1 if bool(agreed["stop"][1:].any()) else 0
         if all(bool(x.isfinite().all()) for x in agreed.values()):
-            self._in_a_row = 0
+            self.in_a_row = 0
             joint.learn(agreed)
             self._meters = {x: self._meters.get(x, 0.0) + float(agreed[x]) for x in _METERS if x in agreed}
             self.tokens += int(agreed["tokens"])
             if joint.mapnet is not None and not float(agreed["mapnet_cells"]):
-                _forget(joint.mapnet)  # a gradient of zero would still move it, by momentum and weight decay
+                forget(joint.mapnet)  # a gradient of zero would still move it, by momentum and weight decay
         else:
             self._drop_step()
         return grad_norm
 
     def _drop_step(self) -> None:
-        _forget(self.joint)
+        forget(self.joint)
         self._skipped += 1
-        self._in_a_row += 1
-        if self._in_a_row >= _MOST_SKIPPED:
+        self.in_a_row += 1
+        if self.in_a_row >= _MOST_SKIPPED:
             last = checkpoints.last_whole(self.run)
             kept = f"{last} is whole" if last else "no checkpoint was written yet"
             raise GradvarError(
@@ -390,6 +378,12 @@ class MaskProposalTrainer(WholeCheckpoints):
         step, metrics = self._evaluated
         return metrics if step == self.state.global_step else self.evaluate()
 
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: what masks are predicted under is not said by unmasked sequences."""
+        raise GradvarError(
+            "predict: these sequences are unmasked; use evaluate, or trainer.joint.encoder with masks of your own"
+        )
+
     def studied(self, dataset: Any, **options: Any) -> MaskedLM:
         """Return the live encoder with other sequences, to be studied under uniform masks.
 
@@ -401,47 +395,53 @@ class MaskProposalTrainer(WholeCheckpoints):
             The objective; the encoder's mode is as it was.
         """
         if self._held_out is None or self._held_out[0] is not dataset:
-            sequences = Sequences(dataset)
+            sequences = Sequences(dataset, "eval_dataset", self._limits)
             rows = tuple(sequences[i] for i in range(len(sequences)))
             self._held_out = (dataset, Corpus(rows, "held-out text", "", max(map(len, rows)), 0.0))
         with evaluating(self.joint):
             return MaskedLM(self.joint.encoder, self.processing_class, self._held_out[1], **options)
 
+    def trained(self, dataset: Any, contexts: int) -> MaskedLM:
+        """Return the objective of the training, with other sequences and under uniform masks; see :meth:`studied`.
+
+        Args:
+            dataset: Sequences with ``input_ids``.
+            contexts: Contexts of measured scores.
+
+        Returns:
+            The objective, with mask rate, corruption and weighting of the training, and its scores.
+        """
+        joint = self.joint
+        found = self.studied(
+            dataset,
+            mask_rate=joint.mask_rate,
+            replacement=joint.masked.replacement,
+            weighting=joint.masking.weighting,
+            mapnet=joint.mapnet,
+            contexts=contexts,
+        )
+        if joint.token_counts is not None:
+            found.token_counts = joint.token_counts
+        return found
+
     # ---- checkpoints
 
     def run_state(self) -> dict[str, Any]:
         """Return what the run knows beside the model, as plain JSON."""
-        state = {"elapsed": self._elapsed, "tokens": self.tokens, "skipped": self._skipped, "in_a_row": self._in_a_row}
-        return state | {"meters": self._meters, "drawn_by": self.joint.in_words} | self.extra_state
+        state: dict[str, Any] = {"elapsed": self.elapsed, "tokens": self.tokens, "meters": self._meters}
+        state |= {"skipped": self._skipped, "in_a_row": self.in_a_row, "drawn_by": self.joint.in_words}
+        return state | {"max_length": self._sequences.longest} | self.extra_state
 
     def restore_run(self, state: dict[str, Any]) -> None:
         """Know what :meth:`run_state` said."""
-        self._before = self._elapsed = float(state["elapsed"])
-        self._skipped, self._in_a_row = int(state["skipped"]), int(state["in_a_row"])
+        self.elapsed = float(state["elapsed"])
+        self._clock.go_on_from(self.elapsed)
+        self._skipped, self.in_a_row = int(state["skipped"]), int(state["in_a_row"])
         self._meters, self.tokens = dict(state["meters"]), int(state["tokens"])
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
         self._evaluated = (-1, {})  # it was another model's
-
-
-class _Steps(TrainerCallback):
-    """Counts epochs by what was seen, and ends a run whose budget is used up, or that was asked to stop."""
-
-    def __init__(self, trainer: MaskProposalTrainer) -> None:
-        self._trainer = trainer
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        order = self._trainer.order
-        state.epoch = state.global_step * order.batch / order.rows
-        ended = int(state.epoch) > int((state.global_step - 1) * order.batch / order.rows)
-        if ended and not self._trainer.is_over:  # to the Trainer a run is one epoch, at whose end it acts itself
-            control.should_log |= args.logging_strategy == "epoch"
-            control.should_evaluate |= args.eval_strategy == "epoch"
-            control.should_save |= args.save_strategy == "epoch"
-        if self._trainer.stopped or self._trainer.is_over:
-            control.should_training_stop = True
-            control.should_save = args.save_strategy != SaveStrategy.NO
 
 
 def _masking(masking: Masking | str) -> Masking:
@@ -450,9 +450,3 @@ def _masking(masking: Masking | str) -> Masking:
         return masking
     masks_of(Masking.model_construct(proposal=masking))  # refuses it in one line
     return Masking(proposal=masking)
-
-
-def _forget(module: nn.Module) -> None:
-    """Take the gradients away, so that the optimizer passes the parameters over, its own state included."""
-    for parameter in module.parameters():
-        parameter.grad = None

@@ -53,19 +53,20 @@ class VarianceWatch(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Look at the model as it begins."""
         if state.global_step == 0:
-            self._look(state)
+            self.look(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Look, if it is time."""
         if self._spec.every and state.global_step % self._spec.every == 0:
-            self._look(state)
+            self.look(state)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Look at what it has become."""
         if self._trainer.is_over:
-            self._look(state)
+            self.look(state)
 
-    def _look(self, state: TrainerState) -> None:
+    def look(self, state: TrainerState) -> None:
+        """Look now, unless this step was looked at already."""
         if self._looked == state.global_step:
             return
         self._looked = state.global_step
@@ -81,18 +82,17 @@ class VarianceWatch(TrainerCallback):
         trainer.log(logs | {"watch/seconds": spent})
 
     def _figures(self) -> dict[str, float]:
-        joint = self._trainer.joint
-        objective = self._trainer.studied(
-            self._dataset, mask_rate=joint.mask_rate, mapnet=joint.mapnet, contexts=self._spec.contexts
-        )
-        return figures(objective, joint.in_words, self._spec)
+        objective = self._trainer.trained(self._dataset, self._spec.contexts)
+        drawing = self._trainer.trained(self._dataset, self._trainer.joint.masking.contexts)
+        return figures(objective, drawing, self._trainer.joint.in_words, self._spec)
 
 
-def figures(objective: MaskedLM, proposal: str, spec: Watch) -> dict[str, float]:
+def figures(objective: MaskedLM, drawing: MaskedLM, proposal: str, spec: Watch) -> dict[str, float]:
     """Decompose the gradient variance, and compare a proposal with uniform masks.
 
     Args:
         objective: The masked LM under uniform masks, with the MAPNet, if there is one.
+        drawing: The same with scores measured as the training measures them.
         proposal: The proposal in use.
         spec: How many sentences, masks and contexts.
 
@@ -111,7 +111,7 @@ def figures(objective: MaskedLM, proposal: str, spec: Watch) -> dict[str, float]
     together = objective.read(proposal).design.cells
     if not isinstance(objective.read(proposal).design, EpochStratified) and proposal != "uniform/simple":
         masks = max(spec.masks, 2 * together)
-        row = compare(objective, [proposal], sentences=count, masks=masks, seed=_SEED).proposals[-1]
+        row = compare(drawing, [proposal], sentences=count, masks=masks, seed=_SEED).proposals[-1]
         found |= {"proposal/variance_ratio": row.variance_ratio, "proposal/ess": row.ess}
     if "mapnet" in objective.known_scores:
         score = objective.known_scores["mapnet"]

@@ -85,5 +85,17 @@ def test_an_encoder_too_small_for_any():
         default_config(100, 64, 5000.0, 128)
     assert str(error.value) == (
         "no MAPNet is as cheap as a tenth of an encoder of 5,000 FLOPs a token; shorten the sequences from 128 tokens, "
-        "or give the MAPNet's width"
+        "or give the MAPNet a width, such as mapnet.shape.width=4 in a recipe, MapNetTraining(shape={'width': 4}), or "
+        "gradvar fit-mapnet --width 4"
     )
+    assert default_config(100, 64, 5000.0, 128, width=4).width == 4
+
+
+def test_heads_that_share_no_width_that_is_tried():
+    with pytest.raises(GradvarError) as error:
+        default_config(100, 64, 1e9, 128, heads=9)
+    assert str(error.value).startswith(
+        "none of the widths that are tried can be shared among 9 heads; give the MAPNet a width, such as "
+        "mapnet.shape.width=288 in a recipe"
+    )
+    assert default_config(100, 64, 1e9, 128, heads=9, width=288).heads == 9

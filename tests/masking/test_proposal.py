@@ -148,6 +148,14 @@ def test_more_scores_may_be_given_by_name():
         parse_proposal("min/pps", more)
 
 
+def test_a_score_that_was_given_is_listed_once():
+    with pytest.raises(GradvarError) as error:
+        parse_proposal("mapnett/pps", {"mapnet": LOSS, "mapnet-permuted": Permuted(LOSS)})
+    assert str(error.value) == (
+        f"'mapnett/pps': there is no score 'mapnett'; did you mean 'mapnet'? there are {SCORE_NAMES}"
+    )
+
+
 def test_a_suggestion_is_made_of_what_is_near_alone():
     assert nearest("ab", ["abc", "xyz"]) == "; did you mean 'abc'? there are abc, xyz"
     assert nearest("q", iter(["abc", "xyz"])) == "; there are abc, xyz"

@@ -53,7 +53,7 @@ def encoder(rate: float = 0.1, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 def trainer(
     out: Path,
-    proposal: str = "uniform/simple",
+    proposal: str | Masking = "uniform/simple",
     *,
     model: nn.Module | None = None,
     rate: float = 0.1,
@@ -73,7 +73,7 @@ def trainer(
         data() if train is None else train,
         data(20, seed=1) if valid is None else valid,
         processing_class=cases.tokenizer(),
-        masking=Masking(proposal=proposal, mask_rate=mask_rate),
+        masking=proposal if isinstance(proposal, Masking) else Masking(proposal=proposal, mask_rate=mask_rate),
         mapnet=MAPNET,
         callbacks=[MetricsFile(out), *callbacks],
         seconds=seconds,

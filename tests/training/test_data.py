@@ -261,6 +261,23 @@ def test_a_trained_tokenizer_has_what_a_masked_lm_needs(ready, max_length):
     assert tokenizer("w1")["input_ids"][0] == tokenizer.cls_token_id
 
 
+@pytest.mark.parametrize("vocabulary", [100, 101, 110, 132, 200])
+def test_a_trained_vocabulary_is_no_larger_than_was_asked_for(ready, tmp_path, vocabulary):
+    """Of 64 letters, each begins and continues words: with special tokens they are 133; frequent ones come first."""
+    letters = [chr(0x3B1 + i) for i in range(17)] + [chr(0x430 + i) for i in range(32)] + list("abcdefghijklmno")
+    assert len(letters) == 64
+    words = [" ".join([letter * 2] * (70 - i)) for i, letter in enumerate(letters)]
+    (tmp_path / "letters.txt").write_text("\n".join(words))
+    (tmp_path / "valid.txt").write_text("αα")
+    more = {"train": tmp_path / "letters.txt", "valid": tmp_path / "valid.txt", "max_length": 80, "pack": False}
+    prepared = ready(**more, tokenizer={"vocabulary": vocabulary, "lowercase": False})
+    assert len(prepared.tokenizer) <= vocabulary
+    known = [letter for letter in letters if letter in prepared.tokenizer.get_vocab()]
+    assert known == letters[: min(64, (vocabulary - 5) // 2)]
+    unknown = sum(70 - i for i in range(len(known), 64))
+    assert prepared.counts["train"]["unknown"] == unknown
+
+
 def test_what_is_trained_is_the_same_every_time(ready, tmp_path):
     one, other = (ready(cache=tmp_path / name, tokenizer={"vocabulary": 100}) for name in ("one", "other"))
     assert one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
@@ -319,8 +336,50 @@ TRAINED = {"vocabulary": 100}
 def test_whatever_decides_the_content_has_a_folder_of_its_own(ready, one, other):
     mine, theirs = ready(**one), ready(**other)
     assert mine.folder != theirs.folder
-    assert mine.sha256 != theirs.sha256
     assert everything(ready(**one)) == everything(mine)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({}, {"max_length": 15}, False),
+        ({}, {"pack": False}, False),
+        ({}, {"valid_share": 0.3}, False),
+        ({"valid": "a.txt"}, {"valid": "b.txt"}, False),
+        ({"train": "a.txt", "valid": "b.txt"}, {"train": "b.txt", "valid": "a.txt"}, False),
+        ({}, {"tokenizer": TRAINED}, False),
+        ({"train": "one.jsonl", "valid": "b.txt"}, {"train": "other.jsonl", "valid": "b.txt"}, False),
+        ({"train": "a.txt"}, {"train": "packed.txt.gz"}, True),
+        ({"tokenizer": TRAINED}, {"tokenizer": TRAINED | {"lowercase": False}}, True),  # of text in small letters
+    ],
+)
+def test_the_hash_is_that_of_the_content(place, ready, one, other, same):
+    """It tells sequences apart that are the same tokens cut elsewhere."""
+    for name, sequences in (("one", [[5, 6], [7], [8]]), ("other", [[5], [6, 7], [8]])):
+        (place / f"{name}.jsonl").write_text(jsonl("input_ids", sequences))
+    (place / "packed.txt.gz").write_bytes(gzip.compress((place / "a.txt").read_bytes()))
+    mine, theirs = ready(**one), ready(**other)
+    assert mine.folder != theirs.folder
+    assert (rows(mine.train) == rows(theirs.train) and rows(mine.valid) == rows(theirs.valid)) == same
+    assert (mine.sha256 == theirs.sha256) == same
+
+
+@pytest.mark.parametrize("options", [{}, {"tokenizer": TRAINED}])
+def test_another_version_of_the_tokenizers_that_gives_the_same_is_the_same_text(ready, monkeypatch, options):
+    mine = ready(**options)
+    monkeypatch.setattr(training_data, "version", lambda _: "99.0")
+    theirs = ready(**options)
+    assert theirs.folder != mine.folder
+    assert everything(theirs) == everything(mine)
+    assert theirs.sha256 == mine.sha256
+
+
+def test_the_hash_does_not_know_how_arrow_lays_rows_out(ready, tmp_path, monkeypatch):
+    mine = ready()
+    monkeypatch.setattr(training_data, "_ROWS", 7)
+    theirs = ready(cache=tmp_path / "other")
+    assert (theirs.folder / "train.arrow").read_bytes() != (mine.folder / "train.arrow").read_bytes()
+    assert theirs.sha256 == mine.sha256
 
 
 def more_words(tokenizer):
@@ -347,6 +406,16 @@ def other_mask(tokenizer):
     """Which token masks is said beside the vocabulary."""
     tokenizer.mask_token = "w0"
     return tokenizer
+
+
+def test_the_hash_knows_what_the_numbers_mean(ready, tmp_path):
+    """The same sequences of ids, made for other words or another mask token."""
+    options = {"train": "ids.jsonl", "valid": "ids.jsonl"}
+    hashes = {ready(**options).sha256}
+    for change in (swapped_words, other_mask):
+        change(cases.tokenizer()).save_pretrained(tmp_path / change.__name__)
+        hashes.add(ready(**options, tokenizer={"source": tmp_path / change.__name__}).sha256)
+    assert len(hashes) == 3
 
 
 @pytest.mark.parametrize("change", [more_words, swapped_words, cased, shorter, other_mask])

@@ -599,11 +599,6 @@ def test_masks_that_are_no_multiple_of_a_draws():
         Masking(proposal="uniform/disjoint:2", masks=3)
 
 
-def test_a_shape_that_no_mapnet_has():
-    with pytest.raises(GradvarError, match=r"mapnet\.shape \{'depth': 3\} is no shape of a MAPNet"):
-        joint("mapnet/pps", mapnet={"shape": {"depth": 3}})
-
-
 def test_token_weighting_without_a_mean():
     model = JointModel(cases.model("bert"), cases.tokenizer(), Masking(weighting="token"))
     with pytest.raises(GradvarError, match="'token' takes the mean number of targets; set mean_targets"):

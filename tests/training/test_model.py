@@ -193,7 +193,12 @@ def test_a_checkpoints_positions_cannot_be_raised(saved):
         ("distilbert", {"n_layer": 2}, "no key 'n_layer' for 'distilbert'; did you mean 'n_layers'?"),
         ("bert", BERT | {"hidden_size": 15}, "model.config makes no 'bert' (The hidden size (15) is not a multiple"),
         ("bert", BERT | {"hidden_size": "big"}, "expected int, got str"),
-        ("bert", BERT | {"hidden_act": "gelo"}, "'gelo'"),
+        ("bert", BERT | {"hidden_act": "gelo"}, "model.config makes no 'bert' (it does not know 'gelo'); correct it"),
+        (
+            "modernbert",
+            SIZES | {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},  # a sentence that is a KeyError
+            "model.config makes no 'modernbert' (Missing required keys in `rope_parameters`",
+        ),
         (
             "bert",
             BERT | {"pad_token_id": 100},
@@ -237,3 +242,9 @@ def refusal(make, *args, **kwargs):
         make(*args, **kwargs)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_a_recipe_is_not_filled_with_what_the_library_makes_of_it():
+    spec = Model(architecture="modernbert", config={"hidden_size": 16, "num_attention_heads": 2, "rope_parameters": {}})
+    build_encoder(spec, cases.tokenizer(), 12, 0)
+    assert spec.config["rope_parameters"] == {}

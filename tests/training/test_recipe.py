@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -6,7 +7,9 @@ import yaml
 from pydantic import ValidationError
 
 from gradvar.errors import GradvarError
+from gradvar.mapnet.config import MapNetConfig
 from gradvar.training.reading import changed, read_recipe, recipe_of, write_recipe
+from gradvar.training.recipe import MapNetTraining, Shape
 
 LEAST = {"model": {"architecture": "bert"}, "training": {"steps": 10}}
 EVERYTHING = {
@@ -105,6 +108,8 @@ def test_a_recipe_cannot_be_changed():
         ("model.config={hidden_size: 32}", "model.config", {"hidden_size": 32}),
         ("model.config.hidden_size=32", "model.config", {"hidden_size": 32}),
         ("saving.loggers=[]", "saving.loggers", ()),
+        ("mapnet.shape.width=32", "mapnet.shape", {"width": 32}),
+        ("mapnet.shape={temperature: 2, embeddings: own}", "mapnet.shape", {"embeddings": "own", "temperature": 2.0}),
     ],
 )
 def test_an_override_sets_one_value(tmp_path, override, place, value):
@@ -171,6 +176,14 @@ def test_a_recipe_without_a_budget_is_refused(tmp_path):
         ("max_length=64", "did you mean data.max_length"),
         ("training.mask_rate=0.3", "did you mean masking.mask_rate"),
         ("data.vocabulary=300", "did you mean data.tokenizer.vocabulary"),
+        (
+            "mapnet.shape.widht=8",
+            "unknown key 'mapnet.shape.widht'; did you mean 'width'? "
+            "there are embeddings, width, window, layers, heads, feed_forward, temperature",
+        ),
+        ("mapnet.shape.xyzzy=8", "unknown key 'mapnet.shape.xyzzy'; there are embeddings, width, window"),
+        ("mapnet.shape.input_width=8", "unknown key 'mapnet.shape.input_width'; did you mean 'width'? there"),
+        ("mapnet.width=8", "unknown key 'mapnet.width'; did you mean mapnet.shape.width?"),
     ],
 )
 def test_an_unknown_key_is_told_with_the_nearest_ones(tmp_path, override, words):
@@ -198,6 +211,37 @@ def test_an_unknown_key_is_told_with_the_nearest_ones(tmp_path, override, words)
         ("saving.loggers=wandb", "saving.loggers: input should be a valid tuple, not 'wandb'"),
         ("mapnet.target=grad", "mapnet.target: input should be 'logit' or 'gradient', not 'grad'"),
         ("mapnet.every=4", "mapnet: 'every' belongs to target: gradient"),
+        ("mapnet.shape=8", "mapnet.shape: input should be a valid dictionary, not 8"),
+        *(
+            (f"mapnet.shape.{name}={value}", f"mapnet.shape.{name}: input should be {words}")
+            for name in ("width", "window", "layers", "heads", "feed_forward")
+            for value, words in (
+                ("wide", "a valid integer, unable to parse string as an integer, not 'wide'"),
+                ("-8", "greater than or equal to 1, not -8"),
+                ("true", "a whole number"),
+                ("8.5", "a valid integer"),
+                ("null", "a valid integer"),
+                ("[8]", "a valid integer"),
+            )
+        ),
+        ("training.learning_rate=true", "training.learning_rate: input should be a number"),
+        ("mapnet.shape.temperature=warm", "mapnet.shape.temperature: input should be a valid number"),
+        ("mapnet.shape.temperature=true", "mapnet.shape.temperature: input should be a number"),
+        ("mapnet.shape.temperature=0.1", "mapnet.shape.temperature: input should be greater than or equal to 0.125"),
+        ("mapnet.shape.temperature=.inf", "mapnet.shape.temperature: input should be a finite number"),
+        ("mapnet.shape.embeddings=theirs", "mapnet.shape.embeddings: input should be 'model' or 'own', not 'theirs'"),
+        ("mapnet.shape={width: 8, heads: 3}", "mapnet.shape: a MAPNet's width of 8 cannot be shared among 3 heads"),
+        ("mapnet.shape.heads=9", "mapnet.shape: none of the widths that are tried can be shared among 9 heads; give"),
+        ("masking.proposal=mapnet/simple", "masking: 'mapnet/simple': simple takes the uniform score only"),
+        (
+            "masking.proposal=mapnet-permuted^0.5/disjoint:2",
+            "masking: 'mapnet-permuted^0.5/disjoint:2': disjoint takes the uniform score only",
+        ),
+        (
+            "masking.proposal=mapnett/pps",
+            "no score 'mapnett'; did you mean 'mapnet'? there are uniform, oracle, logit, last-layer, loss, frequency, "
+            "mapnet, mapnet-permuted, file=PATH",
+        ),
         (
             "model={source: x, architecture: bert}",
             "model: give 'architecture' (from scratch) or 'source' (a checkpoint), one of the two",
@@ -212,6 +256,31 @@ def test_an_unknown_key_is_told_with_the_nearest_ones(tmp_path, override, words)
 )
 def test_a_bad_value_is_told_with_its_place(tmp_path, override, words):
     assert words in refusal(tmp_path, override)
+
+
+def test_a_shape_has_the_fields_of_a_mapnet_but_those_of_its_encoder():
+    fields = [field.name for field in dataclasses.fields(MapNetConfig)]
+    assert list(Shape.__annotations__) == [name for name in fields if name not in ("vocabulary", "input_width")]
+
+
+@pytest.mark.parametrize("shape", [{}, {"width": 8, "heads": 2}, {"temperature": 2.0, "embeddings": "own"}])
+def test_a_shape_stays_a_plain_dict(shape):
+    found = MapNetTraining(shape=shape).shape
+    assert type(found) is dict
+    assert found == shape
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ({"depth": 3}, r"shape\.depth"),
+        ({"width": "wide"}, r"shape\.width"),
+        ({"width": 8, "heads": 3}, "width of 8 cannot be shared among 3 heads"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_refused_where_it_is_given(shape, words):
+    with pytest.raises(ValidationError, match=words):
+        MapNetTraining(shape=shape)
 
 
 BUDGET = "model: {architecture: bert}\ntraining: {steps: 1}\n"

@@ -117,7 +117,7 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(tmp_path):
 def test_ten_such_steps_end_all_ranks(tmp_path):
     def work():
         poison(range(6, 99), ranks=(1,))
-        with pytest.raises(GradvarError, match=r"10 steps in a row .*checkpoint-15 is whole"):
+        with pytest.raises(GradvarError, match=r"10 steps in a row .*checkpoint-5 is whole"):
             runs.trainer(tmp_path, max_steps=40, save_steps=5, **cells(4)).train()
 
     assert runs.forked(work, 2, tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()

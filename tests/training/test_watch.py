@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from gradvar import ranks
+from gradvar import checkpoints, ranks
 from gradvar.comparing import compare
+from gradvar.huggingface.corpus import Corpus
+from gradvar.huggingface.masked_lm import MaskedLM
+from gradvar.masking.corruption import Replacement
 from gradvar.study import decompose
 from gradvar.training import watch
 from gradvar.training.callbacks import read_metrics
-from gradvar.training.recipe import Watch
-from gradvar.training.watch import VarianceWatch, figures, untouched
+from gradvar.training.recipe import Masking, Watch
+from gradvar.training.watch import VarianceWatch, untouched
+from tests import cases
 from tests.training import runs
 
 SPEC = Watch(every=4, sentences=8, masks=4, contexts=2)
@@ -53,6 +57,8 @@ def test_it_looks_at_the_beginning_every_so_many_steps_and_at_the_end(tmp_path):
 
 def test_a_resumed_run_looks_at_no_step_twice(tmp_path):
     watched(tmp_path)
+    for step in (10, 11):
+        checkpoints.remove(tmp_path / f"checkpoint-{step}")
     again = runs.trainer(tmp_path, runs.DRAWN)
     again.add_callback(VarianceWatch(again, again.eval_dataset, SPEC))
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
@@ -60,21 +66,37 @@ def test_a_resumed_run_looks_at_no_step_twice(tmp_path):
     assert looks == [0, 4, 8, 11]
 
 
-@pytest.mark.parametrize("proposal", ["uniform/simple", "mapnet^0.5/pps~0.1", "uniform/disjoint:2"])
+PROPOSALS = ["uniform/simple", "mapnet^0.5/pps~0.1", "uniform/disjoint:2", "frequency/pps", "loss/pps"]
+
+
+@pytest.mark.parametrize("proposal", PROPOSALS)
 def test_what_it_says_is_what_the_commands_say(tmp_path, proposal):
-    trainer = runs.trainer(tmp_path, proposal)
+    """Of the objective that is trained, whatever its corruption, weighting and scores."""
+    masking = Masking(proposal=proposal, mask_rate=0.3, replacement=(100, 0, 0), weighting="token", contexts=3)
+    trainer = runs.trainer(tmp_path, masking)
     joint = trainer.joint
-    objective = trainer.studied(trainer.eval_dataset, mask_rate=0.3, mapnet=joint.mapnet)
+    corpus, text = (
+        Corpus(tuple(np.array(row["input_ids"]) for row in rows), "", "", 12, 0.0)
+        for rows in (trainer.eval_dataset, trainer.train_dataset)
+    )
+    options = {"mask_rate": 0.3, "replacement": Replacement(1, 0, 0), "weighting": "token", "mapnet": joint.mapnet}
     with untouched(joint):  # dropout is no level here
-        found = figures(objective, joint.in_words, SPEC)
+        objective, drawing = (
+            MaskedLM(joint.encoder, cases.tokenizer(), corpus, contexts=contexts, **options) for contexts in (2, 3)
+        )
+        drawing.token_counts = drawing.vocabulary.counts_in(text.sequences)
         study = decompose(objective, sentences=8, masks=4, headroom=True)
-        row = compare(objective, [proposal], sentences=8, masks=4).proposals[-1]
+        row = compare(drawing, [proposal], sentences=8, masks=4).proposals[-1]
+    trainer.add_callback(VarianceWatch(trainer, trainer.eval_dataset, SPEC))
+    trainer.train()
+    found = read_metrics(tmp_path)[0]
     assert found["variance/mask"] == study.components["mask"].estimate
     assert found["variance/data_low"] == study.components["data"].low
     assert found["signal"] == study.gradient_norm2.estimate
     assert found["headroom/position"] == study.headroom["position"].estimate
     assert found.get("noise_scale/total") == study.noise_scale["total"].estimate
     assert ("mapnet/rank_correlation" in found) == (joint.mapnet is not None)
+    assert found["step"] == 0
     if proposal == "uniform/simple":
         assert not any(name.startswith("proposal/") for name in found)
     else:
@@ -141,7 +163,7 @@ def test_the_clock_of_the_run_stands_still(tmp_path, monkeypatch):
     """By a clock that goes on during looks alone."""
     now = [0.0]
     clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
-    monkeypatch.setattr("gradvar.training.trainer.time", clock)
+    monkeypatch.setattr("gradvar.training.clock.time", clock)
 
     def look(*_):
         now[0] += 100
