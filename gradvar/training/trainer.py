@@ -20,8 +20,6 @@ from transformers.trainer_utils import SaveStrategy, TrainOutput
 from gradvar import checkpoints
 from gradvar.errors import GradvarError
 from gradvar.huggingface.checkpoint import longest_sequence
-from gradvar.huggingface.corpus import Corpus
-from gradvar.huggingface.masked_lm import MaskedLM
 from gradvar.huggingface.vocabulary import Vocabulary
 from gradvar.mapnet.network import MapNet
 from gradvar.masking.sets import check_fits
@@ -30,7 +28,8 @@ from gradvar.training.arguments import adapted
 from gradvar.training.callbacks import Steps
 from gradvar.training.clock import VIRTUAL, Clock, follow
 from gradvar.training.evaluation import MASK_RATE, evaluate
-from gradvar.training.joint import JointModel, evaluating
+from gradvar.training.held_out import HeldOut
+from gradvar.training.joint import JointModel
 from gradvar.training.learner import Tallies
 from gradvar.training.optimizers import check_given, forget, groups, is_known
 from gradvar.training.order import Order, RankBatches
@@ -73,6 +72,7 @@ class MaskProposalTrainer(WholeCheckpoints):
     Attributes:
         joint: The encoder and its MAPNet.
         order: Which sequences a step sees.
+        held_out: Makes objectives of held-out sequences.
         elapsed: Seconds of training up to the last step, of all sessions of the run; see :meth:`paused`.
         in_a_row: Steps up to this one that were skipped.
         tokens: Tokens that the encoder was shown.
@@ -106,8 +106,8 @@ class MaskProposalTrainer(WholeCheckpoints):
         masking = _masking(masking)
         if isinstance(eval_dataset, dict):
             raise GradvarError("eval_dataset is a dict; give one data set, and call evaluate with the others")
-        self._limits = Limits(len(processing_class), longest_sequence(model, processing_class))
-        self._sequences = Sequences(train_dataset, "train_dataset", self._limits)
+        limits = Limits(len(processing_class), longest_sequence(model, processing_class))
+        self._sequences = Sequences(train_dataset, "train_dataset", limits)
         self.joint = joint = self._joint(model, args, processing_class, masking, mapnet, network)
         micro, masks = args.per_device_train_batch_size, joint.masks
         if micro % masks:
@@ -122,7 +122,7 @@ class MaskProposalTrainer(WholeCheckpoints):
         self.seconds, self.elapsed, self._clock = seconds, 0.0, Clock()
         self.evaluation = evaluation
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
-        self._held_out: tuple[Any, Corpus] | None = None
+        self.held_out = HeldOut(joint, processing_class, limits)
         self.tokens = self._skipped = self.in_a_row = 0
         self._meters: dict[str, float] = {}
         self.stop = self.stopped = 0
@@ -364,7 +364,7 @@ class MaskProposalTrainer(WholeCheckpoints):
             raise GradvarError("there is no held-out text to evaluate on; pass eval_dataset")
         start, spec = time.perf_counter(), self.evaluation
         with self.paused():
-            objective = self.studied(dataset, mask_rate=MASK_RATE)
+            objective = self.held_out.studied(dataset, mask_rate=MASK_RATE)
             quality = evaluate(objective, spec.sentences, spec.masks, self.args.per_device_eval_batch_size)
         metrics = quality.metrics(metric_key_prefix)
         metrics[f"{metric_key_prefix}_seconds"] = time.perf_counter() - start
@@ -383,46 +383,6 @@ class MaskProposalTrainer(WholeCheckpoints):
         raise GradvarError(
             "predict: these sequences are unmasked; use evaluate, or trainer.joint.encoder with masks of your own"
         )
-
-    def studied(self, dataset: Any, **options: Any) -> MaskedLM:
-        """Return the live encoder with other sequences, to be studied under uniform masks.
-
-        Args:
-            dataset: Sequences with ``input_ids``.
-            **options: As :class:`~gradvar.MaskedLM` takes them.
-
-        Returns:
-            The objective; the encoder's mode is as it was.
-        """
-        if self._held_out is None or self._held_out[0] is not dataset:
-            sequences = Sequences(dataset, "eval_dataset", self._limits)
-            rows = tuple(sequences[i] for i in range(len(sequences)))
-            self._held_out = (dataset, Corpus(rows, "held-out text", "", max(map(len, rows)), 0.0))
-        with evaluating(self.joint):
-            return MaskedLM(self.joint.encoder, self.processing_class, self._held_out[1], **options)
-
-    def trained(self, dataset: Any, contexts: int) -> MaskedLM:
-        """Return the objective of the training, with other sequences and under uniform masks; see :meth:`studied`.
-
-        Args:
-            dataset: Sequences with ``input_ids``.
-            contexts: Contexts of measured scores.
-
-        Returns:
-            The objective, with mask rate, corruption and weighting of the training, and its scores.
-        """
-        joint = self.joint
-        found = self.studied(
-            dataset,
-            mask_rate=joint.mask_rate,
-            replacement=joint.masked.replacement,
-            weighting=joint.masking.weighting,
-            mapnet=joint.mapnet,
-            contexts=contexts,
-        )
-        if joint.token_counts is not None:
-            found.token_counts = joint.token_counts
-        return found
 
     # ---- checkpoints
 

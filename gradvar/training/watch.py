@@ -82,8 +82,8 @@ class VarianceWatch(TrainerCallback):
         trainer.log(logs | {"watch/seconds": spent})
 
     def _figures(self) -> dict[str, float]:
-        objective = self._trainer.trained(self._dataset, self._spec.contexts)
-        drawing = self._trainer.trained(self._dataset, self._trainer.joint.masking.contexts)
+        objective = self._trainer.held_out.trained(self._dataset, self._spec.contexts)
+        drawing = self._trainer.held_out.trained(self._dataset, self._trainer.joint.masking.contexts)
         return figures(objective, drawing, self._trainer.joint.in_words, self._spec)
 
 

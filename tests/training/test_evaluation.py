@@ -17,7 +17,7 @@ VALID = runs.data(20, seed=1)
 
 def targets(made, masks=2):
     """What the model is asked for: positions, tokens and corrupted input of some cells."""
-    return made.studied(VALID).draw(range(20), (masks,), 0)
+    return made.held_out.studied(VALID).draw(range(20), (masks,), 0)
 
 
 def test_every_run_is_asked_for_the_same_targets(tmp_path):
@@ -42,7 +42,7 @@ def test_the_targets_are_fifteen_percent_of_a_sentence_whatever_the_training_mas
     assert found == [max(1, math.floor(0.15 * length + 0.5)) for length in lengths]
     assert cells["target_weights"].sum(dim=1).tolist() == pytest.approx([1.0] * 20)
     rows = runs.data(400, seed=5)
-    cells = runs.trainer(tmp_path).studied(rows).draw(range(400), (1,), 0)
+    cells = runs.trainer(tmp_path).held_out.studied(rows).draw(range(400), (1,), 0)
     places = cells["target_positions"][cells["target_weights"] > 0]
     assert set(places.tolist()) == set(range(1, 11))  # all but [CLS] and [SEP], somewhere
 
@@ -57,7 +57,7 @@ def test_loss_and_accuracy_are_those_of_a_plain_loop(tmp_path, masks, batch, sen
     losses, hits = [], []
     for row in sampling_order(20, 0)[:sentences]:
         loss = hit = 0.0
-        cells = made.studied(VALID).draw([row], (masks,), 0)
+        cells = made.held_out.studied(VALID).draw([row], (masks,), 0)
         for cell in range(masks):
             places = cells["target_positions"][cell][cells["target_weights"][cell] > 0]
             true = torch.tensor(VALID[int(row)]["input_ids"])[places]
@@ -139,7 +139,7 @@ def test_the_best_checkpoint_is_kept_and_loaded(tmp_path):
 def test_the_masks_of_a_sentence_are_averaged_before_its_error_is_taken(tmp_path):
     """More masks of a sentence lower no error but that of the masks; the batch is of no account."""
     made = runs.trainer(tmp_path)
-    objective = made.studied(VALID)
+    objective = made.held_out.studied(VALID)
     one, other = (evaluate(objective, 20, masks=4, batch=batch) for batch in (3, 80))
     assert one.sentences == 20
     assert one.loss == pytest.approx(other.loss, rel=1e-6)

@@ -247,5 +247,5 @@ def test_token_counts_are_of_the_text_that_is_trained_on(tmp_path):
     for row in trainer.train_dataset:
         for token in row["input_ids"][1:-1]:
             counts[token] += 1
-    assert torch.equal(trainer.trained(trainer.eval_dataset, 2).token_counts, counts)
+    assert torch.equal(trainer.held_out.trained(trainer.eval_dataset, 2).token_counts, counts)
     assert isinstance(trainer.joint.encoder, nn.Module)
