@@ -91,14 +91,8 @@ class Judge:
         They are measured in as many contexts of their own.
         """
         found = {"oracle": self._share(self._oracle(), self._ceiling)}
-        keys = hash_key(_OTHER_STREAM, self.sentences.keys)
-        elsewhere = replace(self.sentences, keys=keys)
         for name, exponent in (("logit", 1.0), ("last-layer", 1.0), ("loss", 0.25)):
-            values = self._objective.scoring.at_targets(TARGETS[name], elsewhere).square().mean(dim=0).sqrt()
-            logs = [
-                np.log(np.maximum(x[own], 1e-6 * x[own].mean()))
-                for x, own in zip(values.cpu().numpy(), self._maskable, strict=True)
-            ]
+            logs = [np.log(np.maximum(x, 1e-6 * x.mean())) for x in self._elsewhere(name)]
             title = name if exponent == 1 else f"{name}^{exponent:g}"
             found[title] = self._share(self._removed(logs, exponent, _MIXED), self._ceiling)
         return found
@@ -108,7 +102,24 @@ class Judge:
 
         The norms are noisy (a few contexts), which makes the correlation smaller than that with the true ones.
         """
-        pairs = zip(self._scores(score), self._squares, strict=True)
+        return self._rank(self._scores(score))
+
+    def target_rank_correlation(self, target: str) -> Estimate:
+        """Estimate the same of what a MAPNet is fitted to, measured in as many contexts of their own.
+
+        Where it is about zero the target tells nothing of true norms, and no MAPNet can learn them from it; that of
+        ``gradient`` is what the noise of the contexts leaves.
+        """
+        return self._rank(self._elsewhere(target))
+
+    def _elsewhere(self, target: str) -> list[np.ndarray]:
+        """``[T]`` root mean squares of a target a sentence, in other contexts than the norms'."""
+        elsewhere = replace(self.sentences, keys=hash_key(_OTHER_STREAM, self.sentences.keys))
+        values = self._objective.scoring.at_targets(TARGETS[target], elsewhere).square().mean(dim=0).sqrt()
+        return [x[own] for x, own in zip(values.cpu().numpy(), self._maskable, strict=True)]
+
+    def _rank(self, scores: list[np.ndarray]) -> Estimate:
+        pairs = zip(scores, self._squares, strict=True)
         values = [stats.spearmanr(s, f).statistic if np.ptp(s) > 0 and np.ptp(f) > 0 else 0.0 for s, f in pairs]
         return of_means(lambda m: m[0], np.array(values)[:, None]).clip(-1.0, 1.0)
 

@@ -1,5 +1,6 @@
 """What a MAPNet is worth, by formulas written out once more, on norms that are known and on a tiny BERT's."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from gradvar.judging import Judge
 from gradvar.mapnet.calibration import Calibration, Candidate
 from gradvar.mapnet.network import Reading
 from gradvar.mapnet.score import MapNetScore
+from gradvar.masking.hashing import hash_key
 from tests import cases
 
 DATA = [7, 2, 11, 0, 5, 9, 4, 1, 10, 3, 8, 6]
@@ -136,6 +138,22 @@ def test_the_rank_correlation_is_a_mean_over_sentences_and_none_where_all_is_ali
     judge = Judge(objective, DATA, 0)
     assert judge.rank_correlation(network(logs)).estimate == pytest.approx(expected, rel=1e-9)
     assert judge.rank_correlation(network(np.ones_like(logs))).estimate == 0
+
+
+@pytest.mark.parametrize("target", ["logit", "gradient"])
+def test_the_rank_correlation_of_a_target_is_that_of_its_size_in_other_contexts(objective, norms, target):
+    judge = Judge(objective, DATA, seed=0)
+    elsewhere = replace(judge.sentences, keys=hash_key(24, judge.sentences.keys))
+    sizes = own((objective.scoring.at_targets(target, elsewhere).numpy() ** 2).mean(axis=0))
+    expected = np.mean(
+        [stats.spearmanr(s, (f**2).mean(axis=0)).statistic for s, f in zip(sizes, own(norms), strict=True)]
+    )
+    assert judge.target_rank_correlation(target).estimate == pytest.approx(expected, rel=1e-9)
+
+
+def test_true_norms_in_other_contexts_are_like_those_of_these_but_not_the_same(objective):
+    found = Judge(objective, DATA, seed=0).target_rank_correlation("gradient")
+    assert 0 < found.low < found.high < 0.99
 
 
 def test_a_share_of_what_a_single_sentence_has_is_not_resolved(objective, norms):

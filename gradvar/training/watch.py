@@ -84,22 +84,24 @@ class VarianceWatch(TrainerCallback):
     def _figures(self) -> dict[str, float]:
         objective = self._trainer.held_out.trained(self._dataset, self._spec.contexts)
         drawing = self._trainer.held_out.trained(self._dataset, self._trainer.joint.masking.contexts)
-        return figures(objective, drawing, self._trainer.joint.in_words, self._spec)
+        joint = self._trainer.joint
+        return figures(objective, drawing, joint.in_words, joint.options.target, self._spec)
 
 
-def figures(objective: MaskedLM, drawing: MaskedLM, proposal: str, spec: Watch) -> dict[str, float]:
+def figures(objective: MaskedLM, drawing: MaskedLM, proposal: str, target: str, spec: Watch) -> dict[str, float]:
     """Decompose the gradient variance, and compare a proposal with uniform masks.
 
     Args:
         objective: The masked LM under uniform masks, with the MAPNet, if there is one.
         drawing: The same with scores measured as the training measures them.
         proposal: The proposal in use.
+        target: What the MAPNet learns from.
         spec: How many sentences, masks and contexts.
 
     Returns:
         Components, shares and noise scales by level, the ceilings, variance and effective sample size of the proposal,
-        rank correlation and ceiling share of the MAPNet and the rank correlation of its placebo: each with its ends,
-        ``_low`` and ``_high``, where it is resolved.
+        rank correlation and ceiling share of the MAPNet, rank correlations of its placebo and of its target: each with
+        its ends, ``_low`` and ``_high``, where it is resolved.
     """
     count = min(spec.sentences, len(objective))
     study = decompose(objective, sentences=count, masks=spec.masks, headroom=True, seed=_SEED)
@@ -120,6 +122,7 @@ def figures(objective: MaskedLM, drawing: MaskedLM, proposal: str, spec: Watch) 
         found["mapnet/rank_correlation"] = judge.rank_correlation(score)
         found["mapnet/ceiling_share"] = judge.ceiling_share(score)
         found["mapnet/placebo_rank_correlation"] = judge.rank_correlation(Permuted(score))
+        found["mapnet/target_rank_correlation"] = judge.target_rank_correlation(target)
     logs: dict[str, float] = {}
     for name, value in found.items():
         parts = {"": value.estimate, "_low": value.low, "_high": value.high}

@@ -96,6 +96,7 @@ def test_what_it_says_is_what_the_commands_say(tmp_path, proposal):
     assert found["headroom/position"] == study.headroom["position"].estimate
     assert found.get("noise_scale/total") == study.noise_scale["total"].estimate
     assert ("mapnet/rank_correlation" in found) == (joint.mapnet is not None)
+    assert ("mapnet/target_rank_correlation" in found) == (joint.mapnet is not None)
     assert found["step"] == 0
     if proposal == "uniform/simple":
         assert not any(name.startswith("proposal/") for name in found)
