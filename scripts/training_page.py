@@ -1,17 +1,23 @@
 r"""Draw the curves of docs/training.md, and write its table of MAPNets, from the folders of runs.
 
-Pre-stated. One run of recipes/demo.yaml (seed 0), and three of recipes/mapnet-bert-tiny.yaml (seeds 0, 1, 2) with their
-continuations by recipes/mapnet-bert-tiny-long.yaml (seed 0), on English Wikipedia. Shown: held-out loss under fixed
-uniform masks against tokens, beside the unigram cross-entropy of the same held-out tokens (counts of the training text
-plus one); the components of the gradient's variance at the looks of the demo's run; and of the tiny runs' MAPNets, at
-the end of each run, rank correlation with true gradient norms, that of the placebo, and ceiling share, with intervals
-(95 %) over 32 held-out sentences.
+Pre-stated. One run of recipes/demo.yaml (seed 0); three each of recipes/mapnet-modernbert-tiny.yaml and
+recipes/mapnet-bert-tiny.yaml (seeds 0, 1, 2); one that goes on from the first BERT by
+recipes/mapnet-bert-tiny-long.yaml, and one of BERT that begins with sequences of 128 tokens, under uniform masks; all
+on English Wikipedia. Shown: held-out loss under fixed uniform masks against tokens, beside the unigram cross-entropy
+of the same held-out tokens (counts of the training text plus one); the components of the gradient's variance at the
+looks of the demo's run; and of the MAPNets, at the end of each run, rank correlation with true gradient norms, that of
+the placebo and of the target that they learn from, and ceiling share, with intervals (95 %) over held-out sentences
+(64; 16 of the demo).
 
     gradvar train recipes/demo.yaml --data TRAIN data.valid=VALID --out RUNS/demo
+    gradvar train recipes/mapnet-modernbert-tiny.yaml --data TRAIN data.valid=VALID --seed S \
+        watch.every=1250 watch.sentences=64 watch.contexts=4 --out RUNS/modernbert-S
     gradvar train recipes/mapnet-bert-tiny.yaml --data TRAIN data.valid=VALID --seed S \
-        watch.every=2500 watch.sentences=32 watch.contexts=4 --out RUNS/tiny-S
-    gradvar train recipes/mapnet-bert-tiny-long.yaml --data TRAIN data.valid=VALID model.source=RUNS/tiny-0 \
+        watch.every=1250 watch.sentences=64 watch.contexts=4 --out RUNS/bert-S
+    gradvar train recipes/mapnet-bert-tiny-long.yaml --data TRAIN data.valid=VALID model.source=RUNS/bert-0 \
         --out RUNS/long
+    gradvar train recipes/mapnet-bert-tiny.yaml --data TRAIN data.valid=VALID --proposal uniform/simple \
+        data.max_length=128 training.batch=32 --out RUNS/plateau
     python scripts/training_page.py --runs RUNS --out docs/training.md --figure docs/training.png
 """
 
@@ -23,14 +29,27 @@ import numpy as np
 from matplotlib.figure import Figure
 from pages import fill
 
-from gradvar.report.figures import COLOURS
+from gradvar.report.figures import COLOURS, GREY
 from gradvar.training.callbacks import read_metrics
 from gradvar.training.data import prepare
 from gradvar.training.reading import read_recipe
 from gradvar.training.recipe import Recipe
 from gradvar.training.run import RECIPE, default_cache
 
-TINY = ("tiny-0", "tiny-1", "tiny-2")
+SEEDS = (0, 1, 2)
+TINY = {
+    f"{name}-{seed}": f"{title}, seed {seed}"
+    for name, title in (("modernbert", "ModernBERT 2×128"), ("bert", "BERT 2×128"))
+    for seed in SEEDS
+}
+JUDGED = TINY | {"demo": "ModernBERT 4×128 (demo)"}
+SHOWN = {
+    "demo": "ModernBERT 4×128 (demo)",
+    "modernbert-0": "ModernBERT 2×128, 64 tokens",
+    "bert-0": "BERT 2×128, 16 tokens",
+    "long": "the same going on with 128 tokens",
+    "plateau": "BERT 2×128, 128 tokens from the start",
+}
 
 
 def unigram(recipe: Recipe, cache: Path) -> float:
@@ -48,7 +67,7 @@ def unigram(recipe: Recipe, cache: Path) -> float:
 
 def curve(axes: Any, runs: dict[str, tuple[list[dict[str, Any]], float]]) -> None:
     """Held-out loss against tokens, a line a run."""
-    for (name, (lines, floor)), colour in zip(runs.items(), COLOURS, strict=False):
+    for (name, (lines, floor)), colour in zip(runs.items(), (*COLOURS, GREY), strict=True):
         points = np.array([(x["tokens"] / 1e6, x["eval_loss"], x["eval_loss_se"]) for x in lines if "eval_loss" in x])
         axes.plot(points[:, 0], points[:, 1], color=colour, label=name)
         low, high = (points[:, 1] + sign * 1.96 * points[:, 2] for sign in (-1, 1))
@@ -58,10 +77,7 @@ def curve(axes: Any, runs: dict[str, tuple[list[dict[str, Any]], float]]) -> Non
     axes.set_ylabel("held-out loss, nats a target (95 %)")
     axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.3)
-    below = sum(float(lines[-1]["eval_loss"] < floor) for lines, floor in runs.values() if "eval_loss" in lines[-1])
-    axes.set_title(
-        f"{below:.0f} of {len(runs)} end below their unigram cross-entropy (dotted)", fontsize=10, loc="left"
-    )
+    axes.set_title("Held-out loss (dotted: unigram cross-entropy)", fontsize=10, loc="left")
 
 
 def components(axes: Any, lines: list[dict[str, Any]]) -> None:
@@ -86,19 +102,28 @@ def interval(line: dict[str, Any], name: str) -> str:
 
 
 def mapnets(folders: dict[str, list[dict[str, Any]]]) -> str:
-    """Write the table of the tiny runs' MAPNets."""
-    names = ("mapnet/rank_correlation", "mapnet/placebo_rank_correlation", "mapnet/ceiling_share")
+    """Write the table of the MAPNets."""
+    names = ("rank_correlation", "placebo_rank_correlation", "target_rank_correlation", "ceiling_share")
     rows = []
-    for name in TINY:
+    for name, title in JUDGED.items():
         lines = folders[name]
-        look = [x for x in lines if names[0] in x][-1]
-        loss = [x for x in lines if "eval_loss" in x][-1]
-        used = [x for x in lines if "exponent" in x]
-        share = np.mean([x["exponent"] > 0 for x in used])
-        cells = (*(interval(look, each) for each in names), f"{used[-1]['exponent']:g}", f"{share:.0%}")
-        rows.append((name.removeprefix("tiny-"), f"{loss['eval_loss']:.3f} ± {loss['eval_loss_se']:.3f}", *cells))
-    head = ("seed", "held-out loss", "rank correlation", "placebo's", "ceiling share", "exponent at the end", "in use")
+        look = [x for x in lines if f"mapnet/{names[0]}" in x][-1]
+        used = [x["exponent"] for x in lines if "exponent" in x]
+        cells = [interval(look, f"mapnet/{each}") if f"mapnet/{each}" in look else "" for each in names]
+        rows.append((title, *cells, f"{used[-1]:g}", f"{np.mean([x > 0 for x in used]):.0%}"))
+    head = ("run", "rank correlation", "placebo's", "its target's", "ceiling share", "exponent at the end", "in use")
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows))
+
+
+def losses(folders: dict[str, list[dict[str, Any]]], floors: dict[str, float]) -> str:
+    """Write the table of the runs' ends."""
+    rows = [("run", "tokens", "training", "held-out loss", "unigram"), ("---",) * 5]
+    for name, title in (SHOWN | TINY).items():
+        end = [x for x in folders[name] if "eval_loss" in x][-1]
+        loss = f"{end['eval_loss']:.3f} ± {end['eval_loss_se']:.3f}"
+        times = (f"{end['tokens'] / 1e6:.1f} M", f"{end['seconds'] / 60:.0f} min")
+        rows.append((SHOWN.get(name, title), *times, loss, f"{floors[name]:.2f}"))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def main() -> None:
@@ -109,26 +134,15 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=default_cache())
     args = parser.parse_args()
-    folders = {name: read_metrics(args.runs / name) for name in ("demo", *TINY, "long")}
-    floors = {name: unigram(read_recipe(args.runs / name / RECIPE), args.cache) for name in ("demo", "tiny-0", "long")}
+    names = (*SHOWN, *TINY)
+    folders = {name: read_metrics(args.runs / name) for name in names}
+    floors = {name: unigram(read_recipe(args.runs / name / RECIPE), args.cache) for name in names}
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    shown = {
-        "ModernBERT 4×128 (demo)": "demo",
-        "BERT 2×128, 32 tokens": "tiny-0",
-        "the same going on with 128 tokens": "long",
-    }
-    curve(left, {title: (folders[name], floors[name]) for title, name in shown.items()})
+    curve(left, {title: (folders[name], floors[name]) for name, title in SHOWN.items()})
     components(right, folders["demo"])
     figure.savefig(args.figure, dpi=150)
-    end = {name: [x for x in folders[name] if "eval_loss" in x][-1] for name in shown.values()}
-    losses = "\n".join(
-        f"| {title} | {end[name]['tokens'] / 1e6:.1f} M | {end[name]['seconds'] / 60:.0f} min | "
-        f"{end[name]['eval_loss']:.3f} ± {end[name]['eval_loss_se']:.3f} | {floors[name]:.2f} |"
-        for title, name in shown.items()
-    )
-    losses = f"| run | tokens | training | held-out loss | unigram |\n|---|---|---|---|---|\n{losses}"
-    fill(args.out, {"mapnets": mapnets(folders), "losses": losses})
+    fill(args.out, {"mapnets": mapnets(folders), "losses": losses(folders, floors)})
 
 
 if __name__ == "__main__":
