@@ -9,6 +9,7 @@ lines between articles.
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -16,7 +17,6 @@ from transformers import AutoModelForMaskedLM
 
 from gradvar import checkpoints
 from gradvar.checkpoints import STATE
-from gradvar.huggingface.checkpoint import tokenizer_of
 from gradvar.mapnet.files import CONFIG
 from gradvar.mapnet.network import MapNet
 from gradvar.training.callbacks import read_metrics
@@ -35,7 +35,9 @@ def main() -> None:
         raise SystemExit(f"{args.run} holds no whole checkpoint")
     model = AutoModelForMaskedLM.from_pretrained(last, dtype=torch.float16)
     model.save_pretrained(args.out)
-    tokenizer_of(last).save_pretrained(args.out)
+    (args.out / "model.safetensors").chmod(0o644)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(last / name, args.out / name)
     state = json.loads((last / STATE).read_text())
     recipe = state["recipe"]
     for name in ("train", "valid"):  # which file it was says the hash, and the path nothing to anyone

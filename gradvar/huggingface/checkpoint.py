@@ -120,6 +120,8 @@ def tokenizer_of(folder: Path) -> Any:
 
     with quiet():
         tokenizer = _attempt(folder, "tokenizer", lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    for how in ("is_local", "local_files_only"):  # it was loaded, which is nothing to save
+        tokenizer.init_kwargs.pop(how, None)
     if tokenizer.mask_token_id is None:
         raise GradvarError(f"the tokenizer in {folder} has no mask token; a masked LM needs one")
     return tokenizer

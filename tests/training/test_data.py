@@ -14,6 +14,7 @@ import pytest
 import transformers
 
 from gradvar.errors import GradvarError
+from gradvar.huggingface.checkpoint import tokenizer_of
 from gradvar.huggingface.corpus import load_corpus
 from gradvar.training import data as training_data
 from gradvar.training.data import lengths_of, prepare
@@ -644,3 +645,10 @@ def test_a_text_that_cannot_be_read_is_told(ready, monkeypatch):
 
     monkeypatch.setattr(training_data.hashlib, "file_digest", fails)
     assert "a.txt cannot be read" in refusal(ready)
+
+
+def test_a_saved_tokenizer_does_not_say_how_it_was_loaded(tmp_path):
+    tokenizer_of(cases.save_checkpoint(tmp_path / "model")).save_pretrained(tmp_path / "saved")
+    assert {"is_local", "local_files_only"}.isdisjoint(
+        json.loads((tmp_path / "saved/tokenizer_config.json").read_text())
+    )
