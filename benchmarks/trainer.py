@@ -2,7 +2,8 @@
 
 Pre-stated. Contenders train the same BERT from the same weights on the same sequences with the same optimizer settings:
 the stock script, the uniform trainer, and the trainer with a MAPNet that draws every mask (mapnet/pps~0.1: no
-calibration, so that it never falls back to uniform masks). They take turns, `--rounds` times; a turn is a whole call of
+calibration, so that it never falls back to uniform masks), which learns from the logits of every step, or from true
+gradient norms at every fourth step. They take turns, `--rounds` times; a turn is a whole call of
 `train` of which the first two steps do not count. Compared by the ratio of tokens a second within a round; median and
 range over the rounds. The cost of the variance callback is the seconds of one look (16 sentences, 4 masks, 2 contexts,
 a MAPNet in use) over those of one uniform step of the same round. Text is random tokens: no contender looks at what
@@ -31,7 +32,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from gradvar.training.recipe import Watch
+from gradvar.training.recipe import MapNetTraining, Watch
 from gradvar.training.trainer import MaskProposalTrainer
 from gradvar.training.watch import VarianceWatch
 
@@ -96,7 +97,8 @@ def seconds_of(contender: str, size: str, options: argparse.Namespace, data: lis
                 model(size, options.dropout), args, data_collator=collator, train_dataset=data, callbacks=[clock]
             )
         else:
-            proposal = {"uniform": "uniform/simple", "mapnet": "mapnet/pps~0.1", "look": "mapnet/pps~0.1"}[contender]
+            proposal = "uniform/simple" if contender == "uniform" else "mapnet/pps~0.1"
+            learning = MapNetTraining(target="gradient", every=4) if contender == "true" else MapNetTraining()
             trainer = MaskProposalTrainer(
                 model(size, options.dropout),
                 args,
@@ -104,11 +106,12 @@ def seconds_of(contender: str, size: str, options: argparse.Namespace, data: lis
                 data[:16],
                 processing_class=tokenizer,
                 masking=proposal,
+                mapnet=learning,
                 callbacks=[clock],
             )
         if contender == "look":
             watch = VarianceWatch(trainer, data[:16], Watch(every=1))
-            watch._look(trainer.state)
+            watch.look(trainer.state)
             return watch.seconds
         trainer.train()
         return clock.seconds
@@ -140,23 +143,26 @@ def main() -> None:
     rows[:, 0], rows[:, -1] = 2, 3
     data = [{"input_ids": row.tolist()} for row in rows]
     lines = [
-        "| BERT | stock script, tokens/s | uniform / stock | MAPNet / uniform, time | one look, uniform steps |",
-        "|---|---|---|---|---|",
+        "| BERT | stock script, tokens/s | uniform / stock | MAPNet / uniform, time | with true norms | "
+        "one look, uniform steps |",
+        "|---|---|---|---|---|---|",
     ]
     for size in options.sizes:
-        names = ("stock", "uniform", "mapnet", *(("look",) if options.look else ()))
+        names = ("stock", "uniform", "mapnet", "true", *(("look",) if options.look else ()))
         found: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(options.rounds):
             for name, seconds in found.items():
                 seconds.append(seconds_of(name, size, options, data, tokenizer))
             print(size, {name: round(seconds[-1], 4) for name, seconds in found.items()}, flush=True)
         faster = [a / b for a, b in zip(found["stock"], found["uniform"], strict=True)]
-        dearer = [a / b for a, b in zip(found["mapnet"], found["uniform"], strict=True)]
+        dearer, true = (
+            [a / b for a, b in zip(found[name], found["uniform"], strict=True)] for name in ("mapnet", "true")
+        )
         stock = options.batch * LENGTH / statistics.median(found["stock"])
         look = "–"
         if options.look:
             look = spread([a / b for a, b in zip(found["look"], found["uniform"], strict=True)], 0)
-        lines.append(f"| {size} | {stock:,.0f} | {spread(faster)} | {spread(dearer)} | {look} |")
+        lines.append(f"| {size} | {stock:,.0f} | {spread(faster)} | {spread(dearer)} | {spread(true)} | {look} |")
         print(lines[-1], flush=True)
     table = "\n".join(lines)
     print(table)

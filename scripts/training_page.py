@@ -1,19 +1,21 @@
 r"""Draw the curves of docs/training.md, and write its table of MAPNets, from the folders of runs.
 
 Pre-stated. One run of recipes/demo.yaml (seed 0); three each of recipes/mapnet-modernbert-tiny.yaml and
-recipes/mapnet-bert-tiny.yaml (seeds 0, 1, 2); one that goes on from the first BERT by
-recipes/mapnet-bert-tiny-long.yaml, and one of BERT that begins with sequences of 128 tokens, under uniform masks; all
-on English Wikipedia. Shown: held-out loss under fixed uniform masks against tokens, beside the unigram cross-entropy
-of the same held-out tokens (counts of the training text plus one); the components of the gradient's variance at the
-looks of the demo's run; and of the MAPNets, at the end of each run, rank correlation with true gradient norms, that of
-the placebo and of the target that they learn from, and ceiling share, with intervals (95 %) over held-out sentences
-(64; 16 of the demo).
+recipes/mapnet-bert-tiny.yaml (seeds 0, 1, 2), whose MAPNets learn from true norms, and one where it learns from the
+logits; one that goes on from the first BERT by recipes/mapnet-bert-tiny-long.yaml, and one of BERT that begins with
+sequences of 128 tokens, under uniform masks; all on English Wikipedia. Shown: held-out loss under fixed uniform masks
+against tokens, beside the unigram cross-entropy of the same held-out tokens (counts of the training text plus one); the
+components of the gradient's variance at the looks of the demo's run; and of the MAPNets, at the end of each run, rank
+correlation with true gradient norms, that of the placebo and of the target that they learn from, and ceiling share,
+with intervals (95 %) over held-out sentences (64; 16 of the demo).
 
     gradvar train recipes/demo.yaml --data TRAIN data.valid=VALID --out RUNS/demo
     gradvar train recipes/mapnet-modernbert-tiny.yaml --data TRAIN data.valid=VALID --seed S \
         watch.every=1250 watch.sentences=64 watch.contexts=4 --out RUNS/modernbert-S
     gradvar train recipes/mapnet-bert-tiny.yaml --data TRAIN data.valid=VALID --seed S \
         watch.every=1250 watch.sentences=64 watch.contexts=4 --out RUNS/bert-S
+    gradvar train recipes/mapnet-bert-tiny.yaml --data TRAIN data.valid=VALID mapnet.target=logit mapnet.every=1 \
+        watch.every=1250 watch.sentences=64 watch.contexts=4 --out RUNS/bert-free
     gradvar train recipes/mapnet-bert-tiny-long.yaml --data TRAIN data.valid=VALID model.source=RUNS/bert-0 \
         --out RUNS/long
     gradvar train recipes/mapnet-bert-tiny.yaml --data TRAIN data.valid=VALID --proposal uniform/simple \
@@ -42,7 +44,7 @@ TINY = {
     for name, title in (("modernbert", "ModernBERT 2×128"), ("bert", "BERT 2×128"))
     for seed in SEEDS
 }
-JUDGED = TINY | {"demo": "ModernBERT 4×128 (demo)"}
+JUDGED = TINY | {"bert-free": "BERT 2×128, by logits", "demo": "ModernBERT 4×128 (demo)"}
 SHOWN = {
     "demo": "ModernBERT 4×128 (demo)",
     "modernbert-0": "ModernBERT 2×128, 64 tokens",
@@ -118,7 +120,7 @@ def mapnets(folders: dict[str, list[dict[str, Any]]]) -> str:
 def losses(folders: dict[str, list[dict[str, Any]]], floors: dict[str, float]) -> str:
     """Write the table of the runs' ends."""
     rows = [("run", "tokens", "training", "held-out loss", "unigram"), ("---",) * 5]
-    for name, title in (SHOWN | TINY).items():
+    for name, title in (SHOWN | JUDGED).items():
         end = [x for x in folders[name] if "eval_loss" in x][-1]
         loss = f"{end['eval_loss']:.3f} ± {end['eval_loss_se']:.3f}"
         times = (f"{end['tokens'] / 1e6:.1f} M", f"{end['seconds'] / 60:.0f} min")
@@ -134,7 +136,7 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=default_cache())
     args = parser.parse_args()
-    names = (*SHOWN, *TINY)
+    names = (*SHOWN, *TINY, "bert-free")
     folders = {name: read_metrics(args.runs / name) for name in names}
     floors = {name: unigram(read_recipe(args.runs / name / RECIPE), args.cache) for name in names}
     figure = Figure(figsize=(10, 4), layout="constrained")
