@@ -40,8 +40,9 @@ def main() -> None:
         shutil.copyfile(last / name, args.out / name)
     state = json.loads((last / STATE).read_text())
     recipe = state["recipe"]
-    for name in ("train", "valid"):  # which file it was says the hash, and the path nothing to anyone
-        recipe["data"][name] = recipe["data"][name] and Path(recipe["data"][name]).name
+    # Which file it was says the hash, and the path nothing to anyone.
+    for place, name in ((recipe["data"], "train"), (recipe["data"], "valid"), (recipe["model"], "source")):
+        place[name] = place[name] and Path(place[name]).name
     if (last / CONFIG).exists():
         MapNet.from_pretrained(last).save_pretrained(args.out)
     history = [

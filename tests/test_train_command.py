@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForMaskedLM
 
 from gradvar import checkpoints
 from gradvar.huggingface.masked_lm import MaskedLM
 from gradvar.mapnet.network import MapNet
 from gradvar.training import clock
+from gradvar.training import run as run_module
 from gradvar.training import trainer as module
 from tests import cases
 from tests.test_cli import ROOT
@@ -619,3 +621,63 @@ def test_a_run_is_studied_with_the_length_that_it_was_trained_with(run, place):
     )
     assert code == 0
     assert json.loads(out)["study"]["max_length"] == 12
+
+
+def test_a_run_that_fails_takes_nothing_of_others(run, place, monkeypatch):
+    """A run beside it that began in the meantime, what a user put there, and a cache in the run's folder."""
+    build = run_module.build_encoder
+
+    def meanwhile(*arguments):
+        Path("runs/b").mkdir()
+        Path("runs/a/notes.txt").write_text("mine")
+        return build(*arguments)
+
+    monkeypatch.setattr(run_module, "build_encoder", meanwhile)
+    words = ["train", place / "recipe.yaml", "--out", "runs/a", "--cache", "runs/a/cache", "--cpu"]
+    assert run(*words, "--proposal", "file=nope.json/pps")[0] == 2
+    left = {str(path) for path in Path("runs").rglob("*") if "cache/" not in str(path)}
+    assert left == {"runs/a", "runs/b", "runs/a/notes.txt", "runs/a/cache"}
+
+
+def test_tensorboard_has_the_last_look_and_the_last_evaluation(run, place):
+    words = runs.words(place, Path("run"), *WATCHED, "--steps", "7", "saving.loggers=[tensorboard]")
+    assert run(*words)[0] == 0
+    events = EventAccumulator("run/tensorboard").Reload()
+    assert [event.step for event in events.Scalars("train/variance/mask")] == [0, 4, 7]
+    assert [event.step for event in events.Scalars("eval/loss")] == [5, 7]
+    assert sorted(path.name for path in Path("run").iterdir() if path.is_dir() and "-" not in path.name) == [
+        "tensorboard"
+    ]
+
+
+def test_a_signal_in_the_last_save_ends_the_run_without_a_look(place, tmp_path):
+    words = runs.words(place, tmp_path / "cut", *WATCHED, "--steps", "6")
+    publish = checkpoints.publish
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        publish(*arguments)
+
+    def start():
+        checkpoints.publish = lambda *given: (interrupted if given[-1] == 6 else publish)(*given)
+        return runs.command(words)
+
+    assert runs.forked(start, log=tmp_path / "log") == [143]
+    assert looks(tmp_path / "cut") == [0, 4]
+    assert checkpoints.last_whole(tmp_path / "cut").name == "checkpoint-6"
+
+
+def test_a_score_files_path_is_made_absolute(run, place):
+    Path("scores.tsv").write_text("w1\t3\n*\t1\n")
+    assert run(*runs.words(place, Path("run"), "--proposal", "file=scores.tsv^0.5/pps", "--steps", "2"))[0] == 0
+    masking = yaml.safe_load(Path("run/recipe.yaml").read_text())["masking"]
+    assert masking["proposal"] == f"file={Path.cwd()}/scores.tsv^0.5/pps"
+
+
+def test_a_full_disk_at_the_first_save_says_to_start_anew(run, place, monkeypatch):
+    monkeypatch.setattr(
+        checkpoints, "publish", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    code, _, err = run(*runs.words(place, Path("run"), "saving.log_every=50"))
+    assert code == 2
+    assert "there is no earlier one: make room in run, then start anew" in err

@@ -225,7 +225,8 @@ class MaskedLM(MaskedModel):
             GradvarError: If the checkpoint or the data cannot be used.
         """
         loaded = load_checkpoint(checkpoint, dtype=dtype, device=device, allow_random_head=allow_random_head)
-        length = max_length or checkpoints.trained_length(loaded.folder) or _LENGTH
+        known = checkpoints.trained_length(loaded.folder) or _LENGTH
+        length = known if max_length is None else max_length
         if length > loaded.max_length:
             raise GradvarError(f"--max-length {length} is beyond the {loaded.max_length} positions of {checkpoint}")
         if options.get("mapnet") is None and (loaded.folder / MAPNET).is_file():

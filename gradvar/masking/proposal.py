@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from math import isfinite
@@ -206,6 +207,18 @@ def _score(text: str, name: str, more: Mapping[str, Score]) -> Score:
     except ValueError:
         raise GradvarError(f"'{text}': the exponent '{exponent}' is not a number; write {GRAMMAR}") from None
     return Power(score, power)
+
+
+def with_absolute_path(text: str) -> str:
+    """Make the path of a score file in a proposal's text absolute, if there is such a file."""
+    if not text.startswith(FILE):
+        return text
+    score, slash, design = text.removeprefix(FILE).rpartition("/")
+    base, caret, exponent = score.rpartition("^")
+    for path, rest in ((score, ""), (base, caret + exponent)):
+        if os.path.isfile(path):
+            return f"{FILE}{os.path.abspath(path)}{rest}{slash}{design}"
+    return text
 
 
 def _is_number(text: str) -> bool:

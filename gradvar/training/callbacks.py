@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import SaveStrategy
 
+from gradvar import checkpoints
 from gradvar.errors import GradvarError
 
 if TYPE_CHECKING:
@@ -63,9 +64,14 @@ class MetricsFile(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Drop the lines behind the checkpoint that the run goes on from."""
-        if not state.is_world_process_zero or not self._path.exists():
+        if state.is_world_process_zero:
+            self.mend(state.global_step)
+
+    def mend(self, step: int) -> None:
+        """Keep the whole lines up to a step."""
+        if not self._path.exists():
             return
-        kept = [line for line in read_metrics(self._path.parent) if line["step"] <= state.global_step]
+        kept = [line for line in read_metrics(self._path.parent) if line["step"] <= step]
         partial = self._path.with_name(f".{METRICS}")
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         partial.replace(self._path)
@@ -86,10 +92,9 @@ class MetricsFile(TrainerCallback):
             with self._path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line, allow_nan=False) + "\n")
         except OSError as error:
-            raise GradvarError(
-                f"{self._path} cannot be written ({error.strerror}); make room, then gradvar train --resume "
-                f"{self._path.parent}"
-            ) from error
+            run = self._path.parent
+            then = f"gradvar train --resume {run}" if checkpoints.last_whole(run) else "start anew"
+            raise GradvarError(f"{self._path} cannot be written ({error.strerror}); make room, then {then}") from error
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -113,7 +118,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class Interrupted(Exception):  # noqa: N818
+class Interrupted(BaseException):  # so that no library takes it for an error of its own
     """A signal came when the last checkpoint was written already."""
 
 
@@ -152,8 +157,10 @@ class Interruption(TrainerCallback):
             raise Interrupted
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Know that all is saved."""
+        """Know that all is saved; end here, if a signal came in the meantime."""
         self._saved = True
+        if self._trainer.stop and not self._trainer.stopped:
+            raise Interrupted
 
     def silence(self) -> None:
         """Listen no longer."""

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,10 @@ from gradvar.errors import GradvarError
 from gradvar.huggingface.checkpoint import locate
 from gradvar.mapnet.files import CONFIG as MAPNET
 from gradvar.mapnet.network import MapNet
+from gradvar.masking.proposal import with_absolute_path
 from gradvar.provenance import command, versions
 from gradvar.training.arguments import arguments_of
-from gradvar.training.callbacks import Interrupted, Interruption, MetricsFile, Terminal, read_metrics
+from gradvar.training.callbacks import METRICS, Interrupted, Interruption, MetricsFile, Terminal, read_metrics
 from gradvar.training.data import Prepared, lengths_of, prepare
 from gradvar.training.model import build_encoder
 from gradvar.training.order import Order
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 RECIPE = "recipe.yaml"
+_BOARD = "tensorboard"
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def _run(recipe: Recipe, out: Path, console: Console, cache: Path | None, cpu: b
         raise GradvarError(f"{recipe.data.train} is another text than the run began with; restore it, or start anew")
     if recipe.watch.every and len(prepared.valid) < 2:
         raise GradvarError("watch.every takes 2 held-out sequences at least, of which there is 1; give more text")
-    with _folder(out, first):
+    with _folder(out, first and last is None):
         trainer = _trainer(recipe, args, prepared, out, last, console)
         trainer.extra_state = {
             "recipe": recipe.model_dump(mode="json"),
@@ -154,25 +156,31 @@ def _run(recipe: Recipe, out: Path, console: Console, cache: Path | None, cpu: b
         _introduce(trainer, console)
         interruption, terminal = Interruption(trainer), Terminal(trainer, console)
         watch = [VarianceWatch(trainer, prepared.valid, recipe.watch)] if recipe.watch.every else []
-        for callback in (MetricsFile(out), interruption, terminal, *_loggers(recipe, out, last, first), *watch):
+        file, boards = MetricsFile(out), _boards(recipe, out, last, first)
+        for callback in (file, interruption, terminal, *boards, *watch):
             trainer.add_callback(callback)
         metrics: dict[str, float] = {}
         try:
-            if last and _is_finished(recipe, saved, last):  # but for its last words
-                trainer.go_to(last)
-                interruption.listen_after_saving()
-                metrics, looked = _last_words(out, last)
-                for each in watch if not looked else ():
-                    each.look(trainer.state)
-            else:
-                trainer.train(resume_from_checkpoint=str(last) if last else None)
-            if not trainer.stopped:
-                metrics = metrics or trainer.last_evaluation()
+            try:
+                if last and _is_finished(recipe, saved, last):  # but for its last words
+                    trainer.go_to(last)
+                    interruption.listen_after_saving()
+                    if first:
+                        file.mend(trainer.state.global_step)
+                    metrics, looked = _last_words(out, last)
+                    for each in watch if not looked else ():
+                        each.look(trainer.state)
+                else:
+                    trainer.train(resume_from_checkpoint=str(last) if last else None)
+                if not trainer.stopped:
+                    metrics = metrics or trainer.last_evaluation()
+            finally:
+                interruption.silence()
+                terminal.close()
+                for board in boards:
+                    board.close()
         except Interrupted:
             metrics = {}
-        finally:
-            interruption.silence()
-            terminal.close()
     return Ended(
         out,
         checkpoints.last_whole(out),
@@ -195,7 +203,8 @@ def _from_anywhere(recipe: Recipe) -> Recipe:
     tokenizer = data.tokenizer.model_copy(update={"source": absolute(data.tokenizer.source)})
     texts = {"train": absolute(data.train), "valid": absolute(data.valid), "tokenizer": tokenizer}
     model = model.model_copy(update={"source": absolute(model.source)})
-    return recipe.model_copy(update={"data": data.model_copy(update=texts), "model": model})
+    masking = recipe.masking.model_copy(update={"proposal": with_absolute_path(recipe.masking.proposal)})
+    return recipe.model_copy(update={"data": data.model_copy(update=texts), "model": model, "masking": masking})
 
 
 def _trainer(
@@ -207,7 +216,7 @@ def _trainer(
     encoder = build_encoder(spec, prepared.tokenizer, recipe.data.max_length, recipe.seed)
     network = _mapnet_of(spec, recipe, console)
     _set_steps(recipe, args, prepared)
-    with _explained(out):
+    with _installed():
         trainer = MaskProposalTrainer(
             encoder,
             args,
@@ -220,8 +229,9 @@ def _trainer(
             evaluation=recipe.evaluation,
             seconds=recipe.training.seconds,
         )
-        if args.process_index == 0 and last is None:
-            head = f"# {command()}\n# {', '.join(f'{name} {value}' for name, value in versions().items())}\n"
+    if args.process_index == 0 and last is None:
+        head = f"# {command()}\n# {', '.join(f'{name} {value}' for name, value in versions().items())}\n"
+        with _written(out):
             (out / RECIPE).write_text(head + write_recipe(recipe), encoding="utf-8")
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -283,44 +293,65 @@ def _set_steps(recipe: Recipe, args: TrainingArguments, prepared: Prepared) -> N
 
 @contextmanager
 def _folder(out: Path, first: bool) -> Iterator[None]:
-    """Make the run's folder for what the block does; take it back where that fails before anything was learnt."""
+    """Make a new run's folder for what the block does; take back what it made where that fails before the first log."""
     missing = [path for path in (out.absolute(), *out.absolute().parents) if not path.exists()]
     try:
         if first:
-            with _explained(out):
+            with _written(out):
                 out.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
         if first and not checkpoints.whole(out) and not any(line["step"] for line in read_metrics(out)):
-            for path in missing[-1:] or (*out.glob("*"), *out.glob(".*")):
+            for path in (out / RECIPE, out / METRICS, out / f".{METRICS}", out / _BOARD, checkpoints.staging_of(out)):
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
                 elif path.exists():
                     path.unlink()
+            for path in missing:  # which other runs may be using by now
+                with suppress(OSError):
+                    path.rmdir()
         raise
 
 
 @contextmanager
-def _explained(out: Path) -> Iterator[None]:
-    """Say in one line why a run cannot be set up in its folder."""
+def _written(out: Path) -> Iterator[None]:
+    """Say in one line why a run's folder cannot be written."""
     try:
         yield
     except OSError as error:
         raise GradvarError(f"--out {out} cannot be written ({error.strerror}); give another folder") from error
+
+
+@contextmanager
+def _installed() -> Iterator[None]:
+    """Say in one line which logger is not there."""
+    try:
+        yield
     except (RuntimeError, ImportError) as error:
-        if "install" not in str(error):
+        if "to be installed" not in str(error):
             raise
         raise GradvarError(f"saving.loggers: {str(error).splitlines()[0]}") from error
 
 
-def _loggers(recipe: Recipe, out: Path, last: Path | None, first: bool) -> list[Any]:
+def _boards(recipe: Recipe, out: Path, last: Path | None, first: bool) -> list[Any]:
+    """TensorBoard, where it is asked for; to be closed when all is logged."""
     if "tensorboard" not in recipe.saving.loggers or not first:
         return []
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations.integration_utils import TensorBoardCallback
 
-    purged = checkpoints.step_of(last) + 1 if last else None
-    return [TensorBoardCallback(SummaryWriter(str(out / "tensorboard"), purge_step=purged))]
+    class Board(TensorBoardCallback):
+        """Stays open for the looks and the evaluation after the last step."""
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def close(self) -> None:
+            self.tb_writer.close()
+
+    with _written(out):
+        purged = checkpoints.step_of(last) + 1 if last else None
+        return [Board(SummaryWriter(str(out / _BOARD), purge_step=purged))]  # type: ignore[no-untyped-call]
 
 
 def _is_finished(recipe: Recipe, saved: dict[str, Any], last: Path) -> bool:

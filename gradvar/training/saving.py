@@ -120,9 +120,9 @@ class WholeCheckpoints(Trainer):
             checkpoints.discard(checkpoints.staging_of(self.run))
         last = checkpoints.last_whole(self.run)
         kept = f"{last.name} is whole" if last else "there is no earlier one"
+        then = "go on from it" if last else "start anew"
         raise GradvarError(
-            f"the checkpoint of step {step} cannot be written ({said}); {kept}: make room in {self.run}, then go on "
-            "from it"
+            f"the checkpoint of step {step} cannot be written ({said}); {kept}: make room in {self.run}, then {then}"
         )
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
+import os
 import signal
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -44,6 +47,8 @@ class Sequences(Dataset):  # type: ignore[type-arg]
 
     def __init__(self, dataset: Any, name: str, limits: Limits) -> None:
         self._name, self._limits = name, limits
+        if isinstance(dataset, str):
+            raise GradvarError(f"{name} is text ('{dataset[:20]}'); give tokenised sequences")
         if isinstance(dataset, Mapping):
             raise GradvarError(f"{name} is a dict ({', '.join(map(str, dataset))}); give one data set")
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
@@ -67,10 +72,11 @@ class Sequences(Dataset):  # type: ignore[type-arg]
         if not isinstance(item, Mapping) or "input_ids" not in item:
             held = f"has {', '.join(map(str, item))}" if isinstance(item, Mapping) else f"is a {type(item).__name__}"
             raise GradvarError(f"sequence {row} of {self._name} {held}; tokenise it: it needs input_ids")
-        ids = np.asarray(item["input_ids"], dtype=np.int64)
-        ids = ids[np.asarray(item["attention_mask"], dtype=bool)] if "attention_mask" in item else ids
-        if ids.ndim != 1 or not len(ids):
-            raise GradvarError(f"input_ids of sequence {row} of {self._name} are no list of tokens")
+        ids = _array(item["input_ids"])
+        attended = _array(item["attention_mask"]) if "attention_mask" in item else np.ones_like(ids)
+        if ids.ndim != 1 or attended.shape != ids.shape or not attended.any():
+            raise GradvarError(f"input_ids of sequence {row} of {self._name} are no list of tokens, or are all masked")
+        ids = ids[attended.astype(bool)]
         if ids.min() < 0 or ids.max() >= self._limits.tokens:
             wrong = ids.max() if ids.min() >= 0 else ids.min()
             raise GradvarError(
@@ -139,13 +145,35 @@ def loader(sequences: Sequences, batches: RankBatches, workers: int, **options: 
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=workers,
-        worker_init_fn=_deaf,
+        worker_init_fn=_Deaf() if workers else None,
         generator=torch.Generator(),  # so that workers take nothing from the random numbers of dropout
         **options,
     )
 
 
-def _deaf(_: int) -> None:
-    """Let a signal to the whole process group end the run by the main process, which saves first."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+class _Deaf:
+    """Lets a signal to the whole process group end the run by the main process, which saves first.
+
+    When the main process ends it sends SIGTERM, too, and waits: then a worker goes.
+    """
+
+    def __init__(self) -> None:
+        self._ending = multiprocessing.Event()
+        atexit.register(self._ending.set)  # before multiprocessing's own, which was registered earlier
+
+    def __call__(self, _: int) -> None:
+        """Be deaf, in a worker."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._heard)
+
+    def _heard(self, *_: Any) -> None:
+        if self._ending.is_set():
+            os._exit(0)
+
+
+def _array(values: Any) -> np.ndarray:
+    """``[...]`` int64; empty where these are no numbers."""
+    try:
+        return np.asarray(values, dtype=np.int64)
+    except (ValueError, TypeError):
+        return np.empty(0, dtype=np.int64)

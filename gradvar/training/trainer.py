@@ -108,6 +108,9 @@ class MaskProposalTrainer(WholeCheckpoints):
             raise GradvarError("eval_dataset is a dict; give one data set, and call evaluate with the others")
         limits = Limits(len(processing_class), longest_sequence(model, processing_class))
         self._sequences = Sequences(train_dataset, "train_dataset", limits)
+        self._longest = self._sequences.longest
+        if eval_dataset is not None:
+            Sequences(eval_dataset, "eval_dataset", limits)  # refuses what is none
         self.joint = joint = self._joint(model, args, processing_class, masking, mapnet, network)
         micro, masks = args.per_device_train_batch_size, joint.masks
         if micro % masks:
@@ -159,7 +162,7 @@ class MaskProposalTrainer(WholeCheckpoints):
             mapnet,
             seed=args.seed,
             network=network,
-            max_length=sequences.longest,
+            max_length=self._longest,
             token_counts=sequences.token_counts(vocabulary) if rare else None,
         )
         design = joint.proposal.design
@@ -390,7 +393,7 @@ class MaskProposalTrainer(WholeCheckpoints):
         """Return what the run knows beside the model, as plain JSON."""
         state: dict[str, Any] = {"elapsed": self.elapsed, "tokens": self.tokens, "meters": self._meters}
         state |= {"skipped": self._skipped, "in_a_row": self.in_a_row, "drawn_by": self.joint.in_words}
-        return state | {"max_length": self._sequences.longest} | self.extra_state
+        return state | {"max_length": self._longest} | self.extra_state
 
     def restore_run(self, state: dict[str, Any]) -> None:
         """Know what :meth:`run_state` said."""

@@ -1,5 +1,6 @@
 """What `TrainingArguments` say is done, or refused by name; a user's own optimizer, best checkpoints, epochs."""
 
+import os
 import signal
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ from transformers import EarlyStoppingCallback
 
 from gradvar import checkpoints
 from gradvar.errors import GradvarError
+from gradvar.training import sequences
 from gradvar.training.callbacks import read_metrics
 from gradvar.training.recipe import MapNetTraining, Masking
 from gradvar.training.trainer import MaskProposalTrainer
@@ -191,13 +193,19 @@ def test_several_gpus_without_torchrun_are_one(tmp_path, monkeypatch):
     assert args._n_gpu == 4
 
 
-def test_workers_leave_signals_to_the_main_process():
-    from gradvar.training.sequences import _deaf
-
+def test_workers_leave_signals_to_the_main_process_until_it_ends(monkeypatch):
+    ended = []
+    monkeypatch.setattr("gradvar.training.sequences.os._exit", ended.append)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    deaf = sequences._Deaf()
     try:
-        _deaf(0)
-        assert {signal.getsignal(number) for number in before} == {signal.SIG_IGN}
+        deaf(0)
+        for number in before:
+            os.kill(os.getpid(), number)
+        assert ended == []
+        deaf._ending.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert ended == [0]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,12 +1,13 @@
 """What a user's own script may do with the trainer and the joint model, and what it is told where it may not."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
 import pytest
 import torch
-from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
 from gradvar import checkpoints
@@ -168,6 +169,10 @@ NOT_DATA = {
     "lists": ([[1, 2]] * 20, "sequence 0 of train_dataset is a list; tokenise it"),
     "batches": ([{"input_ids": [[2, 7, 3]]}] * 20, "input_ids of sequence 0 of train_dataset are no list of tokens"),
     "another vocabulary": ([{"input_ids": [2, 7, 60, 3]}] * 20, "holds token 60, which is none of the tokenizer's 60"),
+    "a file's name": ("text.txt", r"train_dataset is text \('text.txt'\); give tokenised sequences"),
+    "words": ([{"input_ids": ["w1", "w2"]}] * 20, "input_ids of sequence 0 of train_dataset are no list of tokens"),
+    "a mask of another length": ([{"input_ids": [2, 7, 3], "attention_mask": [1, 1]}] * 20, "no list of tokens"),
+    "a mask of all": ([{"input_ids": [2, 7, 3], "attention_mask": [0, 0, 0]}] * 20, "or are all masked"),
     "a negative token": ([{"input_ids": [2, -100, 3]}] * 20, "holds token -100"),
     "too long": ([{"input_ids": [2, *[7] * 80, 3]}] * 20, r"has 82 tokens, beyond the \d+ positions of the model"),
 }
@@ -181,13 +186,17 @@ def test_what_are_no_sequences_is_said_in_one_line(tmp_path, train, words):
     assert "\n" not in str(caught.value)
 
 
-def test_a_sequence_further_on_is_refused_when_it_is_loaded(tmp_path):
-    rows = [*runs.data(29), {"input_ids": [2, 7, 60, 3]}]
-    with pytest.raises(GradvarError, match="sequence 29 of train_dataset holds token 60"):
-        runs.trainer(tmp_path, train=rows).train()
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_sequence_further_on_is_refused_when_it_is_loaded(tmp_path, workers):
+    rows = [*runs.data(300), {"input_ids": [2, 7, 60, 3]}]
+    trainer = runs.trainer(tmp_path, train=rows, max_steps=40, dataloader_num_workers=workers)
+    with pytest.raises(GradvarError, match="sequence 300 of train_dataset holds token 60"):
+        trainer.train()
 
 
 def test_held_out_data_are_looked_at_as_well(tmp_path):
+    with pytest.raises(GradvarError, match="sequence 0 of eval_dataset has text"):
+        runs.trainer(tmp_path, valid=TEXT)
     trainer = runs.trainer(tmp_path)
     for given, words in (({"a": runs.data()}, "eval_dataset is a dict"), ([], "eval_dataset holds no sequence")):
         with pytest.raises(GradvarError, match=words):
@@ -248,4 +257,21 @@ def test_token_counts_are_of_the_text_that_is_trained_on(tmp_path):
         for token in row["input_ids"][1:-1]:
             counts[token] += 1
     assert torch.equal(trainer.held_out.trained(trainer.eval_dataset, 2).token_counts, counts)
-    assert isinstance(trainer.joint.encoder, nn.Module)
+
+
+RAISES = """
+import pathlib, sys, transformers
+from tests.training import runs
+class Raises(transformers.TrainerCallback):
+    def on_step_end(self, *_, **__):
+        raise ZeroDivisionError
+runs.trainer(pathlib.Path(sys.argv[1]), callbacks=[Raises()], dataloader_num_workers=1).train()
+"""
+
+
+def test_a_script_that_raises_ends_with_its_workers(tmp_path):
+    """They are deaf to signals to the group, but not when the script is ending."""
+    script = [sys.executable, "-c", RAISES, str(tmp_path)]
+    done = subprocess.run(script, cwd=ROOT, timeout=60, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
