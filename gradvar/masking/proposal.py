@@ -187,9 +187,7 @@ def _design(text: str, name: str, argument: str | None, epsilon: float | None) -
 
 
 def _score(text: str, name: str, more: Mapping[str, Score]) -> Score:
-    base, mark, exponent = name.rpartition("^")
-    if not mark or (base.startswith(FILE) and not _is_number(exponent)):  # a path may hold a caret
-        base, mark = name, ""
+    base, exponent = _powered(name)
     known = {**SCORES, **more}
     if base.startswith(FILE):
         score: Score = TokenTable(base.removeprefix(FILE))
@@ -200,7 +198,7 @@ def _score(text: str, name: str, more: Mapping[str, Score]) -> Score:
     else:
         there = dict.fromkeys([*known, *LATER, f"{FILE}PATH"])  # each once
         raise GradvarError(f"'{text}': there is no score '{base}'{nearest(base, there)}")
-    if not mark:
+    if exponent is None:
         return score
     try:
         power = _number(exponent)
@@ -210,15 +208,21 @@ def _score(text: str, name: str, more: Mapping[str, Score]) -> Score:
 
 
 def with_absolute_path(text: str) -> str:
-    """Make the path of a score file in a proposal's text absolute, if there is such a file."""
-    if not text.startswith(FILE):
+    """Make the path of a score file in a proposal's text absolute."""
+    score, slash, design = text.rpartition("/")
+    base, exponent = _powered(score)
+    if not base.startswith(FILE):
         return text
-    score, slash, design = text.removeprefix(FILE).rpartition("/")
-    base, caret, exponent = score.rpartition("^")
-    for path, rest in ((score, ""), (base, caret + exponent)):
-        if os.path.isfile(path):
-            return f"{FILE}{os.path.abspath(path)}{rest}{slash}{design}"
-    return text
+    power = "" if exponent is None else f"^{exponent}"
+    return f"{FILE}{os.path.abspath(base.removeprefix(FILE))}{power}{slash}{design}"
+
+
+def _powered(name: str) -> tuple[str, str | None]:
+    """Split a score's text at the caret of its exponent, if it has one."""
+    base, mark, exponent = name.rpartition("^")
+    if not mark or (base.startswith(FILE) and not _is_number(exponent)):  # a path may hold a caret
+        return name, None
+    return base, exponent
 
 
 def _is_number(text: str) -> bool:

@@ -11,7 +11,7 @@ from gradvar.errors import GradvarError
 from gradvar.masking.designs import sum_over
 from gradvar.masking.hashing import hash_key
 from gradvar.masking.pps import PPS
-from gradvar.masking.proposal import GRAMMAR, Proposal, nearest, parse_proposal
+from gradvar.masking.proposal import GRAMMAR, Proposal, nearest, parse_proposal, with_absolute_path
 from gradvar.masking.scores import SCORES, AtTargets, Frequency, Permuted, Power, TokenTable, Uniform
 from gradvar.masking.sets import ConditionalPoisson, Disjoint, Midzuno, Pool
 from gradvar.masking.units import Hard, Span, WholeWord
@@ -280,3 +280,18 @@ def test_scores_that_are_none_are_refused_by_the_name_of_the_score():
     for text in ("mine/hard", "mine^0.5/hard"):
         with pytest.raises(GradvarError, match=r"^the score 'mine' gives -1 to position 1 of a sentence"):
             parse_proposal(text, {"mine": Own()}).scores(SENTENCES, Task())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("file=a.tsv/pps", "file={here}/a.tsv/pps"),
+        ("file=b/a.tsv^0.5/pps~0.1@0.3", "file={here}/b/a.tsv^0.5/pps~0.1@0.3"),
+        ("file=a^b/midzuno", "file={here}/a^b/midzuno"),
+        ("file=/x/a.tsv/pps", "file=/x/a.tsv/pps"),
+        ("logit^0.5/pps", "logit^0.5/pps"),
+    ],
+)
+def test_a_score_files_path_is_made_absolute(tmp_path, monkeypatch, text, expected):
+    monkeypatch.chdir(tmp_path)
+    assert with_absolute_path(text) == expected.format(here=tmp_path)
