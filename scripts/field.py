@@ -5,16 +5,15 @@ field of proposals and those of a fitted MAPNet, by variance and squared bias ov
 effective sample size and largest weight, cost, and batch gain at equal cost for small batches and for 256 sentences;
 and the three ceilings. Of the MAPNet: ceiling share and captured share, predicted from the true gradient norms of 48
 sentences of TRAIN that it was not fitted to, and the ceiling share as measured by the comparison. One seed (0) each;
-intervals (95 %) are over sentences. Twice: for the embedded checkpoint, and for the same trained further. TRAIN and
-VALID are English Wikipedia; the encoder was trained on all of TRAIN.
+intervals (95 %) are over sentences. Twice: for the embedded checkpoint, a ModernBERT of 4 layers, and for a BERT of 2
+layers that has learnt less: the run "long" of scripts/training_page.py. TRAIN and VALID are English Wikipedia; the
+encoders were trained on TRAIN.
 
-    gradvar train recipes/demo.yaml --data TRAIN data.valid=VALID model.source=gradvar/demo/checkpoint --seed 1 \
-        --steps 8000 training.learning_rate=1e-3 --out further
     gradvar fit-mapnet --checkpoint CHECKPOINT --data TRAIN --sentences 65536 --epochs 1 --held-out 48 --contexts 8 \
         --out fit-NAME
     gradvar compare --checkpoint CHECKPOINT --data VALID --sentences 48 --masks 16 --contexts 8 \
         --mapnet-dir fit-NAME --out compare-NAME
-    python scripts/field.py --reports . --out docs/field.md        # of NAMEs embedded and further
+    python scripts/field.py --reports . --out docs/field.md        # of NAMEs embedded and bert
 """
 
 import argparse
@@ -26,7 +25,7 @@ from pages import fill
 
 from gradvar.decomposition.estimate import Estimate
 
-NAMES = ("embedded", "further")
+NAMES = ("embedded", "bert")
 CEILINGS = ("importance", "position", "stratification")
 
 
