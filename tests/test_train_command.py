@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -204,6 +206,44 @@ def test_a_signal_before_the_first_step_leaves_nothing(run, place, monkeypatch):
     assert os.listdir() == []
 
 
+def test_sigterm_while_text_is_tokenised_leaves_nothing(place, tmp_path):
+    def work():
+        os.chdir(tmp_path)
+        return runs.command([*runs.words(place, Path("run"))[:4], "--cache", "cache", "--cpu"])
+
+    ended = runs.broken("gradvar.training.data:_write", 2, lambda: os.kill(os.getpid(), signal.SIGTERM), work)
+    assert runs.forked(ended) == [143]
+    assert list(tmp_path.rglob("*")) == [tmp_path / "cache"]
+
+
+def test_a_run_takes_one_process(place, tmp_path):
+    """A second one is told, and leaves all to the first."""
+    out = tmp_path / "run"
+    more = ("--steps", "40", "saving.every=30")
+    straight = tmp_path / "straight"
+    assert runs.command(runs.words(place, straight, *more)) == 0
+
+    def twice():
+        step, calls = module.MaskProposalTrainer.training_step, iter(range(99))
+
+        def disturbed(*arguments, **options):
+            if next(calls) == 35:
+                found = subprocess.run(
+                    [sys.executable, "-m", "gradvar", *runs.resuming(place, out)], capture_output=True, text=True
+                )
+                (tmp_path / "second").write_text(f"{found.returncode} {found.stderr.splitlines()[-1]}")
+            return step(*arguments, **options)
+
+        module.MaskProposalTrainer.training_step = disturbed  # in a process that ends with the test
+        return runs.command(runs.words(place, out, *more))
+
+    assert runs.forked(twice, log=tmp_path / "log") == [0], (tmp_path / "log").read_text()
+    said = (tmp_path / "second").read_text()
+    assert said == f"2 gradvar: {out} is in use by another process; wait for it, or end it"
+    assert runs.differences(runs.everything(straight), runs.everything(out)) == []
+    assert not (out / ".lock").exists()
+
+
 def test_the_handlers_of_signals_are_given_back(place):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
@@ -347,6 +387,7 @@ BAD = [
     ("{place}/recipe.yaml --out {place}/done", "done is there already; go on with gradvar train --resume"),
     ("{place}/recipe.yaml --out {place}/bare", "bare is there already; give another folder"),
     ("{place}/recipe.yaml --out {place}/train.txt", "train.txt is there already; give another folder"),
+    (f"{{place}}/recipe.yaml --out {'a' * 300}/run", "cannot be written (File name too long); give another folder"),
     ("{place}/recipe.yaml --out {place}/train.txt/run", "train.txt/run cannot be written (Not a directory)"),
     (f"{FRESH} --steps 3 --tokens 100", "--steps and --tokens: give one budget"),
     (f"{FRESH} --steps 0", "training.steps: greater than or equal to 1, not 0"),
@@ -591,7 +632,7 @@ def test_one_held_out_sequence(run, place):
     words = [*runs.words(place, Path("run")), "data.valid=one.txt", "--steps", "2"]
     code, _, err = run(*words, "watch.every=4")
     assert code == 2
-    assert "watch.every takes 2 held-out sequences at least" in err
+    assert "watch.every takes 4 held-out sequences, of which there are 1; give more text" in err
     assert not Path("run").exists()
     code, out, _ = run(*words)
     assert code == 0
@@ -650,6 +691,18 @@ def test_tensorboard_has_the_last_look_and_the_last_evaluation(run, place):
     ]
 
 
+@pytest.mark.parametrize("what", ["add_scalar", "flush"])
+def test_a_full_disk_for_tensorboard_is_one_line(run, place, monkeypatch, what):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(f"torch.utils.tensorboard.SummaryWriter.{what}", full)
+    code, out, err = run(*runs.words(place, Path("run"), "saving.loggers=[tensorboard]"))
+    assert (code, out) == (2, "")
+    expected = "gradvar: run/tensorboard cannot be written (No space left on device); make room, then start anew in an"
+    assert err.splitlines()[-1].startswith(expected)
+
+
 def test_a_signal_in_the_last_save_ends_the_run_without_a_look(place, tmp_path):
     words = runs.words(place, tmp_path / "cut", *WATCHED, "--steps", "6")
     publish = checkpoints.publish
@@ -680,4 +733,4 @@ def test_a_full_disk_at_the_first_save_says_to_start_anew(run, place, monkeypatc
     )
     code, _, err = run(*runs.words(place, Path("run"), "saving.log_every=50"))
     assert code == 2
-    assert "there is no earlier one: make room in run, then start anew" in err
+    assert "there is no earlier one: make room in run, then start anew in another folder" in err

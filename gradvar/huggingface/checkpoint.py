@@ -170,7 +170,12 @@ def locate(source: str | Path, option: str = "--checkpoint") -> Path:
     """
     path = Path(source)
     if os.path.isdir(path):  # unlike Path.is_dir, no error where the name is too long
-        return path if (path / "config.json").exists() else checkpoints.last_whole(path) or path
+        if (path / "config.json").exists():
+            return path
+        last = checkpoints.last_whole(path)
+        if last is None and any(path.glob(f"{checkpoints.PREFIX}*")):
+            raise GradvarError(f"{option} {source}: no checkpoint of this run is whole; give another one")
+        return last or path
     if os.path.exists(path):
         raise GradvarError(f"{option} {source} is a file; give the folder that holds config.json and the weights")
     missing = f"no checkpoint at '{source}': no such folder"

@@ -51,6 +51,12 @@ def adapted(args: TrainingArguments, model: nn.Module, seconds: float | None) ->
             raise GradvarError(f"TrainingArguments({name}={value!r}) is not supported: {remedy}")
     if args.fsdp:
         raise GradvarError("TrainingArguments(fsdp=…) is not supported: start it with torchrun, each with the model")
+    halves = {p.dtype for p in model.parameters()} & {torch.float16, torch.bfloat16}
+    if halves:
+        raise GradvarError(
+            f"the model's parameters are {str(halves.pop()).removeprefix('torch.')}, in which small updates are lost; "
+            "load it with from_pretrained(…, dtype=torch.float32), and take bf16=True for its arithmetic"
+        )
     if seconds is not None and args.warmup_steps >= 1:
         raise GradvarError("a budget in seconds takes warmup_steps as a share of it, below 1")
     if seconds is not None and not seconds > 0:

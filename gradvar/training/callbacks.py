@@ -6,7 +6,8 @@ import json
 import math
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,13 +89,26 @@ class MetricsFile(TrainerCallback):
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:  # the Trainer's own last word
             return
         line = {"step": state.global_step} | {name: _plain(value) for name, value in logs.items()}
-        try:
-            with self._path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line, allow_nan=False) + "\n")
-        except OSError as error:
-            run = self._path.parent
-            then = f"gradvar train --resume {run}" if checkpoints.last_whole(run) else "start anew"
-            raise GradvarError(f"{self._path} cannot be written ({error.strerror}); make room, then {then}") from error
+        with logging(self._path), self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+@contextmanager
+def logging(path: Path) -> Iterator[None]:
+    """Say in one line why a log of a run cannot be written.
+
+    Args:
+        path: Of the log, in the run's folder.
+
+    Raises:
+        GradvarError: If it cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        run = path.parent
+        then = f"gradvar train --resume {run}" if checkpoints.last_whole(run) else "start anew in another folder"
+        raise GradvarError(f"{path} cannot be written ({error.strerror}); make room, then {then}") from error
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -141,9 +155,10 @@ class Interruption(TrainerCallback):
         self.listen()
 
     def listen(self) -> None:
-        """Listen."""
+        """Listen, if it does not yet."""
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._heard)
+            if number not in self._before:
+                self._before[number] = signal.signal(number, self._heard)
 
     def listen_after_saving(self) -> None:
         """Listen where all is saved already."""

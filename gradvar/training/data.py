@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import accumulate
@@ -96,11 +96,15 @@ def prepare(data: Data, cache: Path, checkpoint: str | None = None, last: Path |
         else tokenizer_of(last or locate(source, "data.tokenizer.source" if data.tokenizer.source else "model.source"))
     )
     digests = [_digest(name) for name in (data.train, data.valid) if name is not None]
+    if data.valid is not None and digests[0] == digests[1]:
+        raise GradvarError(
+            f"{data.train} and {data.valid} are the same text; hold out another one, or leave data.valid away"
+        )
     decides = {
         "format": _FORMAT,
         "data": digests,
         "kinds": [_kind(name) for name in (data.train, data.valid) if name is not None],
-        "split": None if data.valid else data.valid_share,
+        "split": None if data.valid else ["by content", data.valid_share],
         "max_length": data.max_length,
         "pack": data.pack,
         "tokenizer": _spec(data) if tokenizer is None else _fingerprint(tokenizer),
@@ -157,7 +161,7 @@ def _load(folder: Path) -> Prepared:
 
 
 def _splits(data: Data, tokenizer: Any) -> tuple[Rows, Rows]:
-    """Read both texts, or hold out documents of one: which ones is a hash of their number."""
+    """Read both texts, or hold out documents of one: which ones is a hash of what they say."""
     assert data.train is not None
     texts = [read_rows(name) for name in (data.train, data.valid) if name is not None]
     for rows in texts:
@@ -173,12 +177,13 @@ def _splits(data: Data, tokenizer: Any) -> tuple[Rows, Rows]:
         return whole, texts[1]
     documents = whole.documents if whole.sequences is None else whole.sequences
     assert documents is not None
-    if len(documents) < 2:
+    contents = [_content(document) for document in documents]
+    if (different := len(set(contents))) < 2:
         raise GradvarError(
-            f"{data.train} holds {len(documents)} document{'s' * (len(documents) != 1)}, of which none can be held out;"
+            f"{data.train} holds {different} document{'s' * (different != 1)}, of which none can be held out;"
             " put blank lines between documents, or give data.valid"
         )
-    tosses = unit_interval(hash_key(_SPLIT, torch.arange(len(documents)))).numpy()
+    tosses = unit_interval(hash_key(_SPLIT, torch.tensor(contents))).numpy()  # the same for what is there twice
     held_out = tosses < data.valid_share
     if held_out.all() or not held_out.any():
         held_out = tosses == tosses.min()
@@ -190,6 +195,12 @@ def _splits(data: Data, tokenizer: Any) -> tuple[Rows, Rows]:
         return Rows(whole.source, whole.sha256, sequences=some)
 
     return part(~held_out), part(held_out)
+
+
+def _content(document: Sequence[Any]) -> int:
+    """Hash what a document, of paragraphs or of tokens, says: to an int64."""
+    said = json.dumps([x if isinstance(x, str) else int(x) for x in document])
+    return int.from_bytes(hashlib.sha256(said.encode()).digest()[:8], "little", signed=True)
 
 
 def train_tokenizer(rows: Rows, data: Data) -> Any:

@@ -24,6 +24,20 @@ _INSTEAD = {
 """Keys of a section that an override takes the place of."""
 
 
+class _Once(yaml.SafeLoader):
+    """Refuses keys that are given twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Read a section."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' twice", key.start_mark)
+            if isinstance(key.value, str):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_recipe(path: str | Path, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> Recipe:
     """Read a recipe.
 
@@ -39,7 +53,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = (), values: Mapping
         GradvarError: If the file cannot be read, or a key or value is none; the message suggests the nearest key.
     """
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        found = yaml.load(Path(path).read_text(encoding="utf-8"), _Once)
     except OSError as error:
         raise GradvarError(f"the recipe '{path}' cannot be read ({error.strerror}); give a YAML file") from error
     except UnicodeDecodeError as error:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,20 +27,21 @@ from gradvar.mapnet.network import MapNet
 from gradvar.masking.proposal import with_absolute_path
 from gradvar.provenance import command, versions
 from gradvar.training.arguments import arguments_of
-from gradvar.training.callbacks import METRICS, Interrupted, Interruption, MetricsFile, Terminal, read_metrics
+from gradvar.training.callbacks import METRICS, Interrupted, Interruption, MetricsFile, Terminal, logging, read_metrics
 from gradvar.training.data import Prepared, lengths_of, prepare
 from gradvar.training.model import build_encoder
 from gradvar.training.order import Order
 from gradvar.training.reading import changed, read_recipe, recipe_of, write_recipe
 from gradvar.training.recipe import Model, Recipe, masks_of
 from gradvar.training.trainer import MaskProposalTrainer
-from gradvar.training.watch import VarianceWatch
+from gradvar.training.watch import FEWEST, VarianceWatch
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 RECIPE = "recipe.yaml"
 _BOARD = "tensorboard"
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,8 @@ def start(recipe: Recipe, out: Path, console: Console, cache: Path | None = None
             else "remove it, or give another folder"
         )
         raise GradvarError(f"--out {out} is there already; {remedy}")
-    return _run(_from_anywhere(recipe), out, console, cache, cpu, None)
+    with _unwinding() as settled:
+        return _run(_from_anywhere(recipe), out, console, cache, cpu, None, settled)
 
 
 def resume(run: Path, console: Console, cache: Path | None = None, cpu: bool = False) -> Ended:
@@ -113,7 +120,7 @@ def resume(run: Path, console: Console, cache: Path | None = None, cpu: bool = F
     last = checkpoints.last_whole(run)
     if last is None:
         what = "is no folder" if not run.is_dir() else "holds no whole checkpoint"
-        raise GradvarError(f"--resume {run}: it {what}; give the --out folder of a run that wrote one, or start anew")
+        raise GradvarError(f"--resume {run}: it {what}; give the --out folder of a run that wrote one")
     saved = json.loads((last / STATE).read_text())
     if "recipe" not in saved:
         raise GradvarError(
@@ -130,10 +137,19 @@ def resume(run: Path, console: Console, cache: Path | None = None, cpu: bool = F
         console.print("this run is finished; there is nothing to go on with", highlight=False)
         done = checkpoints.step_of(last)
         return Ended(run, last, evaluated, done, None, saved["drawn_by"], saved["elapsed"])
-    return _run(recipe, run, console, cache, cpu, last)
+    with _unwinding() as settled:
+        return _run(recipe, run, console, cache, cpu, last, settled)
 
 
-def _run(recipe: Recipe, out: Path, console: Console, cache: Path | None, cpu: bool, last: Path | None) -> Ended:
+def _run(
+    recipe: Recipe,
+    out: Path,
+    console: Console,
+    cache: Path | None,
+    cpu: bool,
+    last: Path | None,
+    settled: Callable[[], None],
+) -> Ended:
     args = arguments_of(recipe, out, cpu)
     first = args.process_index == 0
     with args.main_process_first():
@@ -143,9 +159,11 @@ def _run(recipe: Recipe, out: Path, console: Console, cache: Path | None, cpu: b
     saved = json.loads((last / STATE).read_text()) if last else {}
     if last and saved["data_sha256"] != prepared.sha256:
         raise GradvarError(f"{recipe.data.train} is another text than the run began with; restore it, or start anew")
-    if recipe.watch.every and len(prepared.valid) < 2:
-        raise GradvarError("watch.every takes 2 held-out sequences at least, of which there is 1; give more text")
-    with _folder(out, first and last is None):
+    if recipe.watch.every and len(prepared.valid) < FEWEST:
+        raise GradvarError(
+            f"watch.every takes {FEWEST} held-out sequences, of which there are {len(prepared.valid)}; give more text"
+        )
+    with _folder(out, first and last is None), _alone(out) if first else nullcontext():
         trainer = _trainer(recipe, args, prepared, out, last, console)
         trainer.extra_state = {
             "recipe": recipe.model_dump(mode="json"),
@@ -155,11 +173,14 @@ def _run(recipe: Recipe, out: Path, console: Console, cache: Path | None, cpu: b
         }
         _introduce(trainer, console)
         interruption, terminal = Interruption(trainer), Terminal(trainer, console)
-        watch = [VarianceWatch(trainer, prepared.valid, recipe.watch)] if recipe.watch.every else []
+        say = partial(console.print, highlight=False, soft_wrap=True)
+        watch = [VarianceWatch(trainer, prepared.valid, recipe.watch, say)] if recipe.watch.every else []
         file, boards = MetricsFile(out), _boards(recipe, out, last, first)
         for callback in (file, interruption, terminal, *boards, *watch):
             trainer.add_callback(callback)
         metrics: dict[str, float] = {}
+        settled()
+        interruption.listen()
         try:
             try:
                 if last and _is_finished(recipe, saved, last):  # but for its last words
@@ -294,23 +315,70 @@ def _set_steps(recipe: Recipe, args: TrainingArguments, prepared: Prepared) -> N
 @contextmanager
 def _folder(out: Path, first: bool) -> Iterator[None]:
     """Make a new run's folder for what the block does; take back what it made where that fails before the first log."""
-    missing = [path for path in (out.absolute(), *out.absolute().parents) if not path.exists()]
+    missing = [path for path in (out.absolute(), *out.absolute().parents) if not os.path.exists(path)]
     try:
         if first:
             with _written(out):
                 out.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        if first and not checkpoints.whole(out) and not any(line["step"] for line in read_metrics(out)):
-            for path in (out / RECIPE, out / METRICS, out / f".{METRICS}", out / _BOARD, checkpoints.staging_of(out)):
-                if path.is_dir():
+        begun = os.path.isdir(out) and (checkpoints.whole(out) or any(x["step"] for x in read_metrics(out)))
+        if first and not begun:
+            made = (RECIPE, METRICS, f".{METRICS}", _BOARD, checkpoints.staging_of(out).name, _LOCK)
+            for path in (out / name for name in made):
+                if os.path.isdir(path):
                     shutil.rmtree(path, ignore_errors=True)
-                elif path.exists():
+                elif os.path.exists(path):  # unlike those of Path, no errors where a name is too long
                     path.unlink()
             for path in missing:  # which other runs may be using by now
                 with suppress(OSError):
                     path.rmdir()
         raise
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold a run's folder, for two processes that write to it would spoil it."""
+    path = out / _LOCK
+    with _written(out):
+        stream = path.open("w")
+    with stream:
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not handed on to workers; gone with the process
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise GradvarError(f"{out} is in use by another process; wait for it, or end it") from error
+            # Some file systems have no locks.
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _unwinding() -> Iterator[Callable[[], None]]:
+    """Let SIGTERM unwind what is half-made, as Ctrl-C does.
+
+    Yields:
+        What ends that before the block does.
+    """
+
+    def end(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # a process that waits for the others would not hear it
+        yield lambda: None
+        return
+    before = signal.signal(signal.SIGTERM, end)
+
+    def restore() -> None:
+        if signal.getsignal(signal.SIGTERM) is end:
+            signal.signal(signal.SIGTERM, before)
+
+    try:
+        yield restore
+    finally:
+        restore()
 
 
 @contextmanager
@@ -340,18 +408,36 @@ def _boards(recipe: Recipe, out: Path, last: Path | None, first: bool) -> list[A
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations.integration_utils import TensorBoardCallback
 
+    path = out / _BOARD
+
     class Board(TensorBoardCallback):
         """Stays open for the looks and the evaluation after the last step."""
+
+        def on_train_begin(self, *args: Any, **options: Any) -> None:
+            with logging(path):
+                super().on_train_begin(*args, **options)  # type: ignore[no-untyped-call]
+
+        def on_log(self, *args: Any, **options: Any) -> None:
+            with logging(path):
+                super().on_log(*args, **options)  # type: ignore[no-untyped-call]
 
         def on_train_end(self, *_: Any, **__: Any) -> None:
             pass
 
         def close(self) -> None:
-            self.tb_writer.close()
+            with suppress(OSError):  # metrics.jsonl has every line of it
+                self.tb_writer.close()
 
+    elsewhere = threading.excepthook
+
+    def in_a_thread(error: threading.ExceptHookArgs) -> None:
+        if not isinstance(error.exc_value, OSError) or "AsyncWriter" not in type(error.thread).__name__:
+            elsewhere(error)  # what the writer's thread could not write is raised here, at the next line
+
+    threading.excepthook = in_a_thread
     with _written(out):
         purged = checkpoints.step_of(last) + 1 if last else None
-        return [Board(SummaryWriter(str(out / _BOARD), purge_step=purged))]  # type: ignore[no-untyped-call]
+        return [Board(SummaryWriter(str(path), purge_step=purged))]  # type: ignore[no-untyped-call]
 
 
 def _is_finished(recipe: Recipe, saved: dict[str, Any], last: Path) -> bool:

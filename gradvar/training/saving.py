@@ -22,7 +22,7 @@ from gradvar.huggingface.checkpoint import quiet
 from gradvar.mapnet.network import MapNet
 from gradvar.training.joint import JointModel
 
-_DISK = ("No space", "File too large", "write failed", "unexpected pos", "I/O error", "os error")
+_DISK = ("No space", "File too large", "write failed", "unexpected pos", "iostream error", "I/O error", "os error")
 """What torch and safetensors say where a disk is full."""
 
 
@@ -108,7 +108,8 @@ class WholeCheckpoints(Trainer):
         except (OSError, GradvarError, safetensors.SafetensorError, RuntimeError) as error:
             if not isinstance(error, OSError | GradvarError) and not any(x in str(error) for x in _DISK):
                 raise
-            problem = str(getattr(error, "strerror", None) or error)
+            refused = isinstance(error, OSError | GradvarError)
+            problem = str(getattr(error, "strerror", None) or error) if refused else "the disk takes no more"
         problems = [problem]
         if self.args.world_size > 1:
             problems = [None] * self.args.world_size
@@ -120,7 +121,7 @@ class WholeCheckpoints(Trainer):
             checkpoints.discard(checkpoints.staging_of(self.run))
         last = checkpoints.last_whole(self.run)
         kept = f"{last.name} is whole" if last else "there is no earlier one"
-        then = "go on from it" if last else "start anew"
+        then = "go on from it" if last else "start anew in another folder"
         raise GradvarError(
             f"the checkpoint of step {step} cannot be written ({said}); {kept}: make room in {self.run}, then {then}"
         )

@@ -215,7 +215,7 @@ class MaskProposalTrainer(WholeCheckpoints):
         if resume_from_checkpoint is True:
             last = checkpoints.last_whole(self.run)
             if last is None:
-                raise GradvarError(f"{self.run} holds no whole checkpoint to go on from; start anew")
+                raise GradvarError(f"{self.run} holds no whole checkpoint to go on from; give another output_dir")
             resume_from_checkpoint = str(last)
         if resume_from_checkpoint:
             self.go_to(Path(resume_from_checkpoint))

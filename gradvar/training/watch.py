@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from gradvar import ranks
 from gradvar.comparing import compare
 from gradvar.decomposition.estimate import Estimate
+from gradvar.errors import GradvarError
 from gradvar.huggingface.masked_lm import MaskedLM
 from gradvar.judging import Judge
 from gradvar.mapnet.score import MapNetScore
@@ -30,7 +32,10 @@ from gradvar.training.recipe import Watch
 if TYPE_CHECKING:
     from gradvar.training.trainer import MaskProposalTrainer
 
-_SEED = 0  # of sentences and masks: the same at every look, and in every run
+FEWEST = 4
+"""Held-out sequences that a look takes."""
+_SEED = 0  # of the sentences, and of the masks that are decomposed: the same at every look and in every run
+_log = logging.getLogger(__name__)
 
 
 class VarianceWatch(TrainerCallback):
@@ -43,10 +48,13 @@ class VarianceWatch(TrainerCallback):
         trainer: Whose model.
         dataset: Held-out sequences, of which always the same are taken.
         spec: How often, and how much.
+        say: Is told of looks that fail, such as at a model whose loss is not finite; the training goes on.
     """
 
-    def __init__(self, trainer: MaskProposalTrainer, dataset: Any, spec: Watch) -> None:
-        self._trainer, self._dataset, self._spec = trainer, dataset, spec
+    def __init__(
+        self, trainer: MaskProposalTrainer, dataset: Any, spec: Watch, say: Callable[[str], Any] = _log.warning
+    ) -> None:
+        self._trainer, self._dataset, self._spec, self._say = trainer, dataset, spec, say
         self._looked = -1
         self.seconds = 0.0
 
@@ -75,28 +83,34 @@ class VarianceWatch(TrainerCallback):
         with trainer.paused():
             if trainer.args.process_index == 0:
                 with untouched(trainer.joint), ranks.alone():
-                    logs = self._figures()
+                    try:
+                        logs = self._figures(state.global_step)
+                    except GradvarError as error:
+                        self._say(f"note: nothing was seen at step {state.global_step}: {error}")
             trainer.accelerator.wait_for_everyone()
         spent = time.perf_counter() - start
         self.seconds += spent
         trainer.log(logs | {"watch/seconds": spent})
 
-    def _figures(self) -> dict[str, float]:
-        objective = self._trainer.held_out.trained(self._dataset, self._spec.contexts)
-        drawing = self._trainer.held_out.trained(self._dataset, self._trainer.joint.masking.contexts)
-        joint = self._trainer.joint
-        return figures(objective, drawing, joint.in_words, joint.options.target, self._spec)
+    def _figures(self, step: int) -> dict[str, float]:
+        joint, spec = self._trainer.joint, self._spec
+        objective = self._trainer.held_out.trained(self._dataset, spec.contexts)
+        drawing = self._trainer.held_out.trained(self._dataset, joint.masking.contexts, spec.sentences)
+        return figures(objective, drawing, joint.in_words, joint.options.target, spec, step)
 
 
-def figures(objective: MaskedLM, drawing: MaskedLM, proposal: str, target: str, spec: Watch) -> dict[str, float]:
+def figures(
+    objective: MaskedLM, drawing: MaskedLM, proposal: str, target: str, spec: Watch, seed: int
+) -> dict[str, float]:
     """Decompose the gradient variance, and compare a proposal with uniform masks.
 
     Args:
         objective: The masked LM under uniform masks, with the MAPNet, if there is one.
-        drawing: The same with scores measured as the training measures them.
+        drawing: The same of those sentences alone, with scores measured as the training measures them.
         proposal: The proposal in use.
         target: What the MAPNet learns from.
         spec: How many sentences, masks and contexts.
+        seed: Of the masks that are compared, so that no look has the luck of another.
 
     Returns:
         Components, shares and noise scales by level, the ceilings, variance and effective sample size of the proposal,
@@ -113,7 +127,7 @@ def figures(objective: MaskedLM, drawing: MaskedLM, proposal: str, target: str, 
     together = objective.read(proposal).design.cells
     if not isinstance(objective.read(proposal).design, EpochStratified) and proposal != "uniform/simple":
         masks = max(spec.masks, 2 * together)
-        row = compare(drawing, [proposal], sentences=count, masks=masks, seed=_SEED).proposals[-1]
+        row = compare(drawing, [proposal], sentences=count, masks=masks, seed=seed).proposals[-1]
         found |= {"proposal/variance_ratio": row.variance_ratio, "proposal/ess": row.ess}
     if "mapnet" in objective.known_scores:
         score = objective.known_scores["mapnet"]

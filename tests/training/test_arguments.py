@@ -35,6 +35,13 @@ def test_what_cannot_hold_is_refused_by_name(tmp_path, arguments, words):
         runs.trainer(tmp_path, **arguments)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_parameters_of_half_precision_are_refused(tmp_path, dtype):
+    """In which from_pretrained loads a checkpoint that was saved so."""
+    with pytest.raises(GradvarError, match=rf"parameters are {str(dtype)[6:]}.*dtype=torch.float32.*bf16=True"):
+        runs.trainer(tmp_path, model=runs.encoder(dtype=dtype))
+
+
 def test_a_dict_of_held_out_texts_is_refused(tmp_path):
     with pytest.raises(GradvarError, match="eval_dataset is a dict"):
         runs.trainer(tmp_path, valid={"a": runs.data(3)})

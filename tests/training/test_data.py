@@ -33,6 +33,7 @@ def place(tmp_path_factory):
     TOKENIZER.save_pretrained(folder / "tokenizer")
     cases.write_text(folder / "a.txt")
     cases.write_text(folder / "b.txt", documents=5, seed=1)
+    cases.write_text(folder / "c.txt", documents=5, seed=2)
     (folder / "ids.jsonl").write_text(jsonl("input_ids", ROWS))
     return folder
 
@@ -223,11 +224,11 @@ def test_counts_add_up(ready, train, pack):
 
 @pytest.mark.parametrize("how", ["text", "ids"])
 def test_unknown_tokens_are_counted(place, ready, tmp_path, how):
-    words = ["w1", "♪", "w2", "w3", "♪", "w4"]
+    documents = [f"w1 ♪ w2 w3 ♪ w{i}" for i in range(10)]
     if how == "text":
-        (tmp_path / "u.txt").write_text("\n\n".join([" ".join(words)] * 10))
+        (tmp_path / "u.txt").write_text("\n\n".join(documents))
     else:
-        framed = [TOKENIZER(" ".join(words))["input_ids"]] * 10
+        framed = [TOKENIZER(document)["input_ids"] for document in documents]
         (tmp_path / "u.jsonl").write_text(jsonl("input_ids", framed))
     prepared = ready(train=next(tmp_path.glob("u.*")), valid_share=0.3, max_length=8)
     for found in prepared.counts.values():
@@ -240,7 +241,7 @@ def test_unknown_tokens_are_counted(place, ready, tmp_path, how):
 
 @pytest.mark.parametrize("lowercase", [True, False])
 def test_a_trained_tokenizer_folds_case_if_it_should(ready, tmp_path, lowercase):
-    (tmp_path / "case.txt").write_text("\n\n".join(["Apple apple Été été"] * 20))
+    (tmp_path / "case.txt").write_text("\n\n".join(" ".join(["Apple apple Été été"] * n) for n in range(1, 21)))
     prepared = ready(
         train=tmp_path / "case.txt",
         tokenizer={"vocabulary": 200, "lowercase": lowercase},
@@ -326,7 +327,7 @@ TRAINED = {"vocabulary": 100}
         ({}, {"valid_share": 0.3}),
         ({}, {"train": "b.txt"}),
         ({}, {"valid": "b.txt"}),
-        ({"valid": "a.txt"}, {"valid": "b.txt"}),
+        ({"valid": "c.txt"}, {"valid": "b.txt"}),
         ({"train": "a.txt", "valid": "b.txt"}, {"train": "b.txt", "valid": "a.txt"}),
         ({}, {"tokenizer": TRAINED}),
         ({"tokenizer": TRAINED}, {"tokenizer": {"vocabulary": 101}}),
@@ -346,7 +347,7 @@ def test_whatever_decides_the_content_has_a_folder_of_its_own(ready, one, other)
         ({}, {"max_length": 15}, False),
         ({}, {"pack": False}, False),
         ({}, {"valid_share": 0.3}, False),
-        ({"valid": "a.txt"}, {"valid": "b.txt"}, False),
+        ({"valid": "c.txt"}, {"valid": "b.txt"}, False),
         ({"train": "a.txt", "valid": "b.txt"}, {"train": "b.txt", "valid": "a.txt"}, False),
         ({}, {"tokenizer": TRAINED}, False),
         ({"train": "one.jsonl", "valid": "b.txt"}, {"train": "other.jsonl", "valid": "b.txt"}, False),
@@ -411,7 +412,7 @@ def other_mask(tokenizer):
 
 def test_the_hash_knows_what_the_numbers_mean(ready, tmp_path):
     """The same sequences of ids, made for other words or another mask token."""
-    options = {"train": "ids.jsonl", "valid": "ids.jsonl"}
+    options = {"train": "ids.jsonl"}
     hashes = {ready(**options).sha256}
     for change in (swapped_words, other_mask):
         change(cases.tokenizer()).save_pretrained(tmp_path / change.__name__)
@@ -579,6 +580,37 @@ def test_two_processes_at_once_make_one_folder(place, ready, tmp_path):
     assert everything(mine) == everything(ready(cache=tmp_path / "other"))
 
 
+# ---- the border between training and validation
+
+
+@pytest.mark.parametrize("how", ["text", "ids"])
+def test_a_document_that_is_there_twice_is_on_one_side(place, ready, how):
+    """Copies lie far apart, and in any order."""
+    own = [[5 + i, 6 + i, 7 + i] for i in range(40)]
+    documents = own + own[::-1]
+    if how == "text":
+        text = "\n\n".join(" ".join(f"w{token}" for token in document) for document in documents)
+        (place / "twice.txt").write_text(text)
+    else:
+        (place / "twice.jsonl").write_text(jsonl("input_ids", documents))
+    name = "twice.txt" if how == "text" else "twice.jsonl"
+    prepared = ready(train=name, valid_share=0.4, max_length=5)
+    train, valid = ({tuple(row) for row in rows(part)} for part in (prepared.train, prepared.valid))
+    assert not train & valid
+    assert len(train) + len(valid) == 40
+    assert len(prepared.train) == 2 * len(train)
+
+
+def test_text_that_is_held_out_of_itself_is_told(place, ready):
+    shutil.copy(place / "a.txt", place / "same.txt")
+    assert "same.txt are the same text; hold out another one" in refusal(ready, valid="same.txt")
+
+
+def test_copies_of_one_document_cannot_be_held_out(place, ready):
+    (place / "copies.txt").write_text("w1 w2 w3 w4 w5 w6 w7 w8\n\n" * 9)
+    assert "holds 1 document, of which none can be held out" in refusal(ready, train="copies.txt")
+
+
 # ---- what is refused
 
 
@@ -591,7 +623,7 @@ BAD = {
     "blank.txt": "\n \n",
     "one.txt": "w1 w2 w3 w4 w5 w6 w7 w8",
     "short.txt": "w1\n\nw2\n\nw3\n",
-    "odd.txt": "♪\n\n♪\n",
+    "odd.txt": "♪\n\n♪ ♪\n",
     "long.jsonl": jsonl("input_ids", [*ROWS, [5] * 17]),
     "high.jsonl": jsonl("input_ids", [*ROWS, [60]]),
 }

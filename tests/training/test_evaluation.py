@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from gradvar.measure import sampling_order
 from gradvar.training.evaluation import evaluate
-from gradvar.training.recipe import Evaluation
+from gradvar.training.recipe import Evaluation, Masking
 from tests.training import runs
 
 VALID = runs.data(20, seed=1)
@@ -26,12 +26,14 @@ def test_every_run_is_asked_for_the_same_targets(tmp_path):
     others = [
         runs.trainer(tmp_path, "mapnet/pps", seed=7, mask_rate=0.5, per_device_train_batch_size=4),
         runs.trainer(tmp_path, "uniform/disjoint:2", train=runs.data(16, seed=3), rate=0.0),
+        runs.trainer(tmp_path, Masking(proposal="logit/pps", replacement=(100, 0, 0), weighting="token")),
         runs.trainer(tmp_path, "uniform/epoch-stratified", model=runs.encoder(dtype=torch.float64)),
     ]
     others[1].train()
     for other in others:
         assert runs.differences(targets(one), targets(other)) == []
     assert one.evaluate(VALID)["eval_loss"] == pytest.approx(others[0].evaluate(VALID)["eval_loss"], abs=0)
+    assert one.evaluate(VALID)["eval_loss"] == others[2].evaluate(VALID)["eval_loss"]
     assert one.evaluate(VALID)["eval_loss"] != others[1].evaluate(VALID)["eval_loss"]
 
 

@@ -298,6 +298,8 @@ BUDGET = "model: {architecture: bert}\ntraining: {steps: 1}\n"
         (BUDGET + "data: !!python/object/apply:os.getcwd []", "line 3: not YAML (could not determine a constructor"),
         (BUDGET + "data: {train: a\0b}", "not YAML (unacceptable character #x0000"),
         (BUDGET + "data: {train: 2024-13-45}", "not YAML (month must be in 1..12)"),
+        (BUDGET + "seed: 3\nseed: 4", "line 4: not YAML ('seed' twice)"),
+        ("model: {architecture: bert}\ntraining: {steps: 1, steps: 2}", "line 2: not YAML ('steps' twice)"),
         (BUDGET + "1: 2", "1: keys should be strings, not 1"),
         ("training: {steps: 1}", "'model' is missing; see recipes/ for examples"),
         ("model: {architecture: bert}", "'training' is missing"),

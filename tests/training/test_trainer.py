@@ -140,6 +140,7 @@ POINTS = {
     ),
     "the MAPNet": ("pathlib:Path.write_bytes", FULL),
     "the optimizer": ("torch:save", RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")),
+    "the end of the optimizer": ("torch:save", RuntimeError("basic_ios::clear: iostream error")),
     "the rest": ("pathlib:Path.write_text", FULL),
     "a sync": ("os:fsync", OSError(errno.EIO, os.strerror(errno.EIO))),
     "the renaming": ("pathlib:Path.rename", FULL),

@@ -114,6 +114,44 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(tmp_path):
     assert runs.metrics(tmp_path / "a")[-1]["skipped_steps"] == 1
 
 
+def test_what_one_rank_alone_knows_of_is_skipped_on_all(tmp_path):
+    """A tally, which no gradient carries to the others."""
+
+    def work():
+        take = JointModel.take_tallies
+
+        def poisoned(self):
+            found = take(self)
+            bad = made.state.global_step == 4 and dist.get_rank() == 1
+            return found | {"loss": found["loss"] * float("nan")} if bad else found
+
+        JointModel.take_tallies = poisoned  # in a process that ends with the test
+        made = runs.trainer(tmp_path, **cells(4), **DESCENT)
+        made.train()
+
+    assert runs.forked(work, 2, tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()
+    assert runs.metrics(tmp_path)[-1]["skipped_steps"] == 1
+
+
+def test_every_rank_has_dropout_of_its_own(tmp_path):
+    def work():
+        forward = JointModel.forward
+
+        def seen(self, **batch):
+            states.append(torch.get_rng_state())
+            return forward(self, **batch)
+
+        states = []
+        JointModel.forward = seen  # in a process that ends with the test
+        runs.trainer(tmp_path, max_steps=2, **cells(4)).train()
+        for state in states:
+            theirs = [torch.empty_like(state) for _ in range(2)]
+            dist.all_gather(theirs, state)
+            assert not torch.equal(*theirs)
+
+    assert runs.forked(work, 2, tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()
+
+
 def test_ten_such_steps_end_all_ranks(tmp_path):
     def work():
         poison(range(6, 99), ranks=(1,))

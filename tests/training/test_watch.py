@@ -3,6 +3,7 @@
 import json
 import random
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 
 from gradvar import checkpoints, ranks
 from gradvar.comparing import compare
+from gradvar.errors import GradvarError
 from gradvar.huggingface.corpus import Corpus
 from gradvar.huggingface.masked_lm import MaskedLM
 from gradvar.masking.corruption import Replacement
+from gradvar.measure import sampling_order
 from gradvar.study import decompose
 from gradvar.training import watch
 from gradvar.training.callbacks import read_metrics
@@ -79,14 +82,17 @@ def test_what_it_says_is_what_the_commands_say(tmp_path, proposal):
         Corpus(tuple(np.array(row["input_ids"]) for row in rows), "", "", 12, 0.0)
         for rows in (trainer.eval_dataset, trainer.train_dataset)
     )
+    order = sampling_order(len(corpus), 0)[:8]
+    some = replace(corpus, sequences=tuple(corpus.sequences[i] for i in sorted(order)))
     options = {"mask_rate": 0.3, "replacement": Replacement(1, 0, 0), "weighting": "token", "mapnet": joint.mapnet}
     with untouched(joint):  # dropout is no level here
         objective, drawing = (
-            MaskedLM(joint.encoder, cases.tokenizer(), corpus, contexts=contexts, **options) for contexts in (2, 3)
+            MaskedLM(joint.encoder, cases.tokenizer(), rows, contexts=contexts, **options)
+            for rows, contexts in ((corpus, 2), (some, 3))
         )
         drawing.token_counts = drawing.vocabulary.counts_in(text.sequences)
         study = decompose(objective, sentences=8, masks=4, headroom=True)
-        row = compare(drawing, [proposal], sentences=8, masks=4).proposals[-1]
+        row = compare(drawing, [proposal], sentences=8, masks=4, seed=0).proposals[-1]
     trainer.add_callback(VarianceWatch(trainer, trainer.eval_dataset, SPEC))
     trainer.train()
     found = read_metrics(tmp_path)[0]
@@ -118,6 +124,34 @@ def test_the_figures_are_json_and_finite(tmp_path):
     values = [value for line in found for value in json.loads(line, parse_constant=pytest.fail).values()]
     assert len(values) > 50
     assert all(isinstance(value, int | float) and np.isfinite(value) for value in values)
+
+
+def test_looks_compare_the_same_sentences_under_other_masks(tmp_path, monkeypatch):
+    """Or all looks of a run would share the luck of one set of masks."""
+    seen = []
+
+    def spied(drawing, proposals, *, sentences, masks, seed):
+        seen.append(([row.tolist() for row in drawing.corpus.sequences], sentences, seed))
+        return compare(drawing, proposals, sentences=sentences, masks=masks, seed=seed)
+
+    monkeypatch.setattr(watch, "compare", spied)
+    watched(tmp_path)
+    assert [seed for _, _, seed in seen] == [0, 4, 8, 11]
+    assert all(some == seen[0][0] and len(some) == count == 8 for some, count, _ in seen)
+
+
+def test_a_look_that_fails_is_told_and_the_run_goes_on(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise GradvarError("the loss is not finite")
+
+    monkeypatch.setattr(watch, "decompose", fails)
+    said = []
+    trainer = runs.trainer(tmp_path, runs.DRAWN)
+    trainer.add_callback(VarianceWatch(trainer, trainer.eval_dataset, SPEC, said.append))
+    trainer.train()
+    assert said == [f"note: nothing was seen at step {step}: the loss is not finite" for step in (0, 4, 8, 11)]
+    assert [line["step"] for line in read_metrics(tmp_path) if "watch/seconds" in line] == [0, 4, 8, 11]
+    assert checkpoints.step_of(checkpoints.last_whole(tmp_path)) == 11
 
 
 def test_untouched_puts_everything_back(tmp_path):
