@@ -306,6 +306,14 @@ def test_a_runs_folder_stands_for_its_last_checkpoint(run, place):
     assert json.loads(older[1])["provenance"]["checkpoint_sha256"] != hashes[0]
 
 
+def test_a_run_without_a_whole_checkpoint_is_told_of(run, place):
+    shutil.copytree(place / "done/checkpoint-14", "run/checkpoint-14")
+    Path("run/checkpoint-14/model.safetensors").write_bytes(b"")
+    code, out, err = run("decompose", "--checkpoint", "run", "--data", place / "valid.txt", *STUDY)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == "gradvar: --checkpoint run: no checkpoint of this run is whole; give another one"
+
+
 def test_a_mapnet_of_a_run_is_found_beside_its_encoder_or_by_the_runs_folder(place):
     own, given = (
         MapNet.from_pretrained(place / "done/checkpoint-14"),
