@@ -34,9 +34,10 @@ from pages import fill
 from gradvar.report.figures import COLOURS, GREY
 from gradvar.training.callbacks import read_metrics
 from gradvar.training.data import prepare
+from gradvar.training.folder import RECIPE
 from gradvar.training.reading import read_recipe
 from gradvar.training.recipe import Recipe
-from gradvar.training.run import RECIPE, default_cache
+from gradvar.training.run import default_cache
 
 SEEDS = (0, 1, 2)
 TINY = {

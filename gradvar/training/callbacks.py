@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,6 +183,32 @@ class Interruption(TrainerCallback):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+@contextmanager
+def unwinding() -> Iterator[Callable[[], None]]:
+    """Let SIGTERM unwind what is half-made, as Ctrl-C does.
+
+    Yields:
+        What ends that before the block does.
+    """
+
+    def end(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # a process that waits for the others would not hear it
+        yield lambda: None
+        return
+    before = signal.signal(signal.SIGTERM, end)
+
+    def restore() -> None:
+        if signal.getsignal(signal.SIGTERM) is end:
+            signal.signal(signal.SIGTERM, before)
+
+    try:
+        yield restore
+    finally:
+        restore()
 
 
 class Terminal(TrainerCallback):

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
-import shutil
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -27,8 +23,17 @@ from gradvar.mapnet.network import MapNet
 from gradvar.masking.proposal import with_absolute_path
 from gradvar.provenance import command, versions
 from gradvar.training.arguments import arguments_of
-from gradvar.training.callbacks import METRICS, Interrupted, Interruption, MetricsFile, Terminal, logging, read_metrics
+from gradvar.training.callbacks import (
+    Interrupted,
+    Interruption,
+    MetricsFile,
+    Terminal,
+    logging,
+    read_metrics,
+    unwinding,
+)
 from gradvar.training.data import Prepared, lengths_of, prepare
+from gradvar.training.folder import BOARD, RECIPE, held, made, written
 from gradvar.training.model import build_encoder
 from gradvar.training.order import Order
 from gradvar.training.reading import changed, read_recipe, recipe_of, write_recipe
@@ -38,10 +43,6 @@ from gradvar.training.watch import FEWEST, VarianceWatch
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-RECIPE = "recipe.yaml"
-_BOARD = "tensorboard"
-_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def start(recipe: Recipe, out: Path, console: Console, cache: Path | None = None
             else "remove it, or give another folder"
         )
         raise GradvarError(f"--out {out} is there already; {remedy}")
-    with _unwinding() as settled:
+    with unwinding() as settled:
         return _run(_from_anywhere(recipe), out, console, cache, cpu, None, settled)
 
 
@@ -137,7 +138,7 @@ def resume(run: Path, console: Console, cache: Path | None = None, cpu: bool = F
         console.print("this run is finished; there is nothing to go on with", highlight=False)
         done = checkpoints.step_of(last)
         return Ended(run, last, evaluated, done, None, saved["drawn_by"], saved["elapsed"])
-    with _unwinding() as settled:
+    with unwinding() as settled:
         return _run(recipe, run, console, cache, cpu, last, settled)
 
 
@@ -163,7 +164,7 @@ def _run(
         raise GradvarError(
             f"watch.every takes {FEWEST} held-out sequences, of which there are {len(prepared.valid)}; give more text"
         )
-    with _folder(out, first and last is None), _alone(out) if first else nullcontext():
+    with made(out, first and last is None), held(out) if first else nullcontext():
         trainer = _trainer(recipe, args, prepared, out, last, console)
         trainer.extra_state = {
             "recipe": recipe.model_dump(mode="json"),
@@ -252,7 +253,7 @@ def _trainer(
         )
     if args.process_index == 0 and last is None:
         head = f"# {command()}\n# {', '.join(f'{name} {value}' for name, value in versions().items())}\n"
-        with _written(out):
+        with written(out):
             (out / RECIPE).write_text(head + write_recipe(recipe), encoding="utf-8")
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -313,84 +314,6 @@ def _set_steps(recipe: Recipe, args: TrainingArguments, prepared: Prepared) -> N
 
 
 @contextmanager
-def _folder(out: Path, first: bool) -> Iterator[None]:
-    """Make a new run's folder for what the block does; take back what it made where that fails before the first log."""
-    missing = [path for path in (out.absolute(), *out.absolute().parents) if not os.path.exists(path)]
-    try:
-        if first:
-            with _written(out):
-                out.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException:
-        begun = os.path.isdir(out) and (checkpoints.whole(out) or any(x["step"] for x in read_metrics(out)))
-        if first and not begun:
-            made = (RECIPE, METRICS, f".{METRICS}", _BOARD, checkpoints.staging_of(out).name, _LOCK)
-            for path in (out / name for name in made):
-                if os.path.isdir(path):
-                    shutil.rmtree(path, ignore_errors=True)
-                elif os.path.exists(path):  # unlike those of Path, no errors where a name is too long
-                    path.unlink()
-            for path in missing:  # which other runs may be using by now
-                with suppress(OSError):
-                    path.rmdir()
-        raise
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold a run's folder, for two processes that write to it would spoil it."""
-    path = out / _LOCK
-    with _written(out):
-        stream = path.open("w")
-    with stream:
-        try:
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not handed on to workers; gone with the process
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise GradvarError(f"{out} is in use by another process; wait for it, or end it") from error
-            # Some file systems have no locks.
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _unwinding() -> Iterator[Callable[[], None]]:
-    """Let SIGTERM unwind what is half-made, as Ctrl-C does.
-
-    Yields:
-        What ends that before the block does.
-    """
-
-    def end(number: int, _: Any) -> None:
-        raise SystemExit(128 + number)
-
-    if os.environ.get("WORLD_SIZE", "1") != "1":  # a process that waits for the others would not hear it
-        yield lambda: None
-        return
-    before = signal.signal(signal.SIGTERM, end)
-
-    def restore() -> None:
-        if signal.getsignal(signal.SIGTERM) is end:
-            signal.signal(signal.SIGTERM, before)
-
-    try:
-        yield restore
-    finally:
-        restore()
-
-
-@contextmanager
-def _written(out: Path) -> Iterator[None]:
-    """Say in one line why a run's folder cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise GradvarError(f"--out {out} cannot be written ({error.strerror}); give another folder") from error
-
-
-@contextmanager
 def _installed() -> Iterator[None]:
     """Say in one line which logger is not there."""
     try:
@@ -408,7 +331,7 @@ def _boards(recipe: Recipe, out: Path, last: Path | None, first: bool) -> list[A
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations.integration_utils import TensorBoardCallback
 
-    path = out / _BOARD
+    path = out / BOARD
 
     class Board(TensorBoardCallback):
         """Stays open for the looks and the evaluation after the last step."""
@@ -435,7 +358,7 @@ def _boards(recipe: Recipe, out: Path, last: Path | None, first: bool) -> list[A
             elsewhere(error)  # what the writer's thread could not write is raised here, at the next line
 
     threading.excepthook = in_a_thread
-    with _written(out):
+    with written(out):
         purged = checkpoints.step_of(last) + 1 if last else None
         return [Board(SummaryWriter(str(path), purge_step=purged))]  # type: ignore[no-untyped-call]
 
