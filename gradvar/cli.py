@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
-        status = _fail("out of memory; lower --memory, --masks or --max-length (of a recipe: training.batch, data.max_length)", 2)
+        status = _fail("out of memory; lower --memory, --masks or --max-length (training.batch, data.max_length)", 2)
     sys.exit(status if isinstance(status, int) else 0)
 
 
