@@ -350,6 +350,7 @@ def _boards(recipe: Recipe, out: Path, last: Path | None, first: bool) -> list[A
         def close(self) -> None:
             with suppress(OSError):  # metrics.jsonl has every line of it
                 self.tb_writer.close()
+            threading.excepthook = elsewhere
 
     elsewhere = threading.excepthook
 

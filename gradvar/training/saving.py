@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -26,7 +27,7 @@ _DISK = ("No space", "File too large", "write failed", "unexpected pos", "iostre
 """What torch and safetensors say where a disk is full."""
 
 
-class WholeCheckpoints(Trainer):
+class WholeCheckpoints(Trainer, ABC):
     """Writes checkpoints of a joint model under another name, syncs and renames them.
 
     Subclasses say what a run knows beside the model by ``run_state`` and ``restore_run``.
@@ -38,17 +39,17 @@ class WholeCheckpoints(Trainer):
     joint: JointModel
     _staging: str | None = None
 
+    @abstractmethod
     def run_state(self) -> dict[str, Any]:
         """Return what the run knows beside the model, as plain JSON."""
-        raise NotImplementedError
 
+    @abstractmethod
     def restore_run(self, state: dict[str, Any]) -> None:
         """Know what :meth:`run_state` said."""
-        raise NotImplementedError
 
+    @abstractmethod
     def paused(self) -> AbstractContextManager[None]:
         """Stop the run's clock for a while."""
-        raise NotImplementedError
 
     @property
     def run(self) -> Path:
