@@ -22,10 +22,15 @@ def status(console: Any, text: str) -> Any:
 
 
 class Progress:
-    """Cells done, cells a second and time left: a bar on a terminal, a line every ten seconds elsewhere."""
+    """Cells done, cells a second and time left: a bar on a terminal, a line every ten seconds elsewhere.
 
-    def __init__(self, console: Any) -> None:
-        self._console = console
+    Args:
+        console: Where.
+        unit: What is counted, if not cells.
+    """
+
+    def __init__(self, console: Any, unit: str = "cells") -> None:
+        self._console, self._unit = console, unit
         self._bar: Any = None
         self._task: Any = None
         self._start = self._said = time.monotonic()
@@ -36,9 +41,9 @@ class Progress:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(
-                TextColumn("cells"),
+                TextColumn(self._unit),
                 BarColumn(),
-                TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[speed]} cells/s"),
+                TextColumn(f"{{task.completed:.0f}}/{{task.total:.0f}}  {{task.fields[speed]}} {self._unit}/s"),
                 TimeRemainingColumn(),
                 TextColumn("left"),
                 console=self._console,
@@ -52,12 +57,12 @@ class Progress:
         speed = done / max(now - self._start, 1e-9)
         if self._bar is not None:
             if self._task is None:
-                self._task = self._bar.add_task("cells", total=total, speed="")
+                self._task = self._bar.add_task(self._unit, total=total, speed="")
             self._bar.update(self._task, completed=done, speed=f"{speed:.0f}")
         elif now - self._said >= 10 or done == total:
-            self._said = now
+            self._said, unit = now, self._unit
             left = (total - done) / speed
-            self._console.print(f"{done}/{total} cells, {speed:.0f} cells/s, {left:.0f} s left", highlight=False)
+            self._console.print(f"{done}/{total} {unit}, {speed:.0f} {unit}/s, {left:.0f} s left", highlight=False)
 
     def __exit__(self, *exception: object) -> None:
         if self._bar is not None:

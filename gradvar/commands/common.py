@@ -115,12 +115,17 @@ def hand_over(
         from gradvar.report.writer import write_report
 
         folder = write_report(result, out, overwrite=overwrite, cells=cells)
+    print_result(result, render, as_json)
+    if folder is not None and not as_json:
+        names = ", ".join(sorted(path.name for path in folder.iterdir()))
+        typer.echo(f"\nwrote {out}: {names}")
+
+
+def print_result(result: Any, render: Any, as_json: bool) -> None:
+    """Print a result: as JSON alone, or for people."""
     if as_json:
         typer.echo(json.dumps(result.to_json(), indent=2, allow_nan=False, ensure_ascii=False))
         return
     from rich.console import Console
 
     Console(highlight=False).print(render(result))
-    if folder is not None:
-        names = ", ".join(sorted(path.name for path in folder.iterdir()))
-        typer.echo(f"\nwrote {out}: {names}")

@@ -72,16 +72,16 @@ def load_checkpoint(
         raise GradvarError(f"--dtype '{dtype}' is unknown; use {' or '.join(DTYPES)}")
     where = resolve_device(device)
     folder = locate(source)
-    _check_config(folder)
-    weights = _weight_files(folder)
+    check_config(folder)
+    weights = weight_files(folder)
 
     from transformers import AutoConfig, AutoModelForMaskedLM
 
     with quiet():
-        _attempt(folder, "configuration", lambda: AutoConfig.from_pretrained(folder, local_files_only=True))
+        attempt(folder, "configuration", lambda: AutoConfig.from_pretrained(folder, local_files_only=True))
         tokenizer = tokenizer_of(folder)
         torch.manual_seed(seed)
-        model, report = _attempt(
+        model, report = attempt(
             folder,
             "model",
             lambda: AutoModelForMaskedLM.from_pretrained(
@@ -99,7 +99,7 @@ def load_checkpoint(
             f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model {vocabulary}; they do not match"
         )
     model = model.to(where).eval()
-    return Checkpoint(model, tokenizer, folder, _digest(weights), longest_sequence(model, tokenizer))
+    return Checkpoint(model, tokenizer, folder, digest_of(weights), longest_sequence(model, tokenizer))
 
 
 def tokenizer_of(folder: Path) -> Any:
@@ -119,7 +119,7 @@ def tokenizer_of(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     with quiet():
-        tokenizer = _attempt(folder, "tokenizer", lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True))
+        tokenizer = attempt(folder, "tokenizer", lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True))
     for how in ("is_local", "local_files_only"):  # it was loaded, which is nothing to save
         tokenizer.init_kwargs.pop(how, None)
     if tokenizer.mask_token_id is None:
@@ -191,8 +191,18 @@ def locate(source: str | Path, option: str = "--checkpoint") -> Path:
             raise GradvarError(f"{missing}, and the hub cannot be asked or does not have it") from error
 
 
-def _check_config(folder: Path) -> None:
-    """Read config.json and refuse what is no supported masked LM."""
+def check_config(folder: Path) -> str:
+    """Read config.json and refuse what is no supported masked LM.
+
+    Args:
+        folder: Of the checkpoint.
+
+    Returns:
+        Its model type.
+
+    Raises:
+        GradvarError: If it is none.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise GradvarError(f"{folder} has no config.json; give a folder that save_pretrained wrote")
@@ -214,6 +224,7 @@ def _check_config(folder: Path) -> None:
         raise GradvarError(
             f"{folder} is an encoder-decoder ('{kind}'), which predicts the next token; give a masked LM"
         )
+    return kind
 
 
 def _is_causal(kind: str) -> bool:
@@ -226,8 +237,18 @@ def _is_causal(kind: str) -> bool:
     return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """List the configuration and weight files, and refuse pickles that need arbitrary code."""
+def weight_files(folder: Path) -> list[Path]:
+    """List the configuration and weight files, and refuse pickles that need arbitrary code.
+
+    Args:
+        folder: Of the checkpoint.
+
+    Returns:
+        Their paths.
+
+    Raises:
+        GradvarError: If there are none, or one of them is missing or no plain weights.
+    """
     kind = next((name for name in _WEIGHTS if (folder / name).is_file()), None)
     if kind is None:
         raise GradvarError(
@@ -255,8 +276,20 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / "config.json", *files]
 
 
-def _attempt(folder: Path, what: str, load: Any) -> Any:
-    """Run a library's loader; its failure becomes one line."""
+def attempt(folder: Path, what: str, load: Any) -> Any:
+    """Run a library's loader; its failure becomes one line.
+
+    Args:
+        folder: Where it loads from.
+        what: What it loads, for the message.
+        load: The loader.
+
+    Returns:
+        What it returns.
+
+    Raises:
+        GradvarError: If it fails.
+    """
     try:
         return load()
     except GradvarError:
@@ -300,7 +333,8 @@ def _check_loading(folder: Path, model: Any, report: dict[str, Any], allow_rando
         )
 
 
-def _digest(files: list[Path]) -> str:
+def digest_of(files: list[Path]) -> str:
+    """Hash the contents of files."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:

@@ -1,0 +1,181 @@
+"""A checkpoint, tasks and seeds to a table of scores, seed by seed, so that what is done is not done again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gradvar.errors import GradvarError
+from gradvar.finetuning.reading import TaskData, read_task
+from gradvar.finetuning.tasks import parse_tasks
+from gradvar.finetuning.tuning import Prepared, Settings, encode, steps_of, tune
+from gradvar.huggingface.checkpoint import digest_of, locate, longest_sequence, tokenizer_of, weight_files
+from gradvar.huggingface.classifier import load_classifier
+from gradvar.provenance import command, versions
+from gradvar.report.finetuned import Finetuned, TaskResult
+from gradvar.training.folder import held, written
+
+RESULTS = "results.json"
+FILES = (RESULTS, "results.csv", "summary.txt")
+
+LONGEST = 128
+"""Tokens of an example, where nothing else is said and the model takes as many."""
+
+
+def finetune(
+    checkpoint: str | Path,
+    tasks: str,
+    data: str | Path,
+    *,
+    seeds: int = 5,
+    settings: Settings = Settings(),
+    out: str | Path | None = None,
+    cpu: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Finetuned:
+    """Fine-tune a checkpoint on tasks of GLUE, and score it on their held-out examples.
+
+    Args:
+        checkpoint: A folder as ``save_pretrained`` writes it, a run's folder, or a hub name. Its encoder is taken; the
+            head is fresh, with other first weights for each seed.
+        tasks: Names with commas between; ``all`` for all.
+        data: Folder of the tasks' files, or a hub data set; see :func:`~gradvar.finetuning.reading.read_task`.
+        seeds: How many, from 0.
+        settings: How.
+        out: Folder of the results, written after each seed; what it holds of the same settings is not done again.
+        cpu: Use no GPU.
+        progress: Is told of steps done, of all tasks and seeds, and how many there are.
+        say: Is told of each seed that is done.
+
+    Returns:
+        The scores: for each task, the median over seeds of the mean of its official metrics, with an interval.
+
+    Raises:
+        GradvarError: If something cannot be read, the folder holds something else, or training goes wrong.
+    """
+    if seeds < 1:
+        raise GradvarError(f"--seeds {seeds}: give 1 or more")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise GradvarError("finetune runs in one process; start it without torchrun")
+    wanted, folder = parse_tasks(tasks), locate(checkpoint)
+    tokenizer = tokenizer_of(folder)
+    settings = _with_length(settings, longest_sequence(load_classifier(folder, 2, seed=0), tokenizer))
+    read = [read_task(task, str(data)) for task in wanted]
+    digest = digest_of(weight_files(folder))
+    known = {"checkpoint": str(folder), "checkpoint_sha256": digest} | asdict(settings)
+    made = {"command": command(), "versions": versions()}
+    place = None if out is None else Path(out)
+    found = {} if place is None else _before(place, known, read)
+    todo = [(task, seed) for task in read for seed in range(seeds) if seed not in _seeds(found, task)]
+    steps = {task.task.name: steps_of(len(task.train.labels), settings) for task in read}
+    total, before = sum(steps[task.task.name] for task, _ in todo), 0
+
+    with _kept(place) as keep:
+        for number, (task, seed) in enumerate(todo):
+            name = task.task.name
+            if number == 0 or task is not todo[number - 1][0]:
+                prepared = encode(task, tokenizer, settings.max_length or LONGEST)
+            tell = partial(_tell, progress, before, total)
+            one = tune(folder, tokenizer, prepared, settings, seed, cpu, tell)
+            before += steps[name]
+            found[name] = (found.get(name) or _begun(prepared)).having(one)
+            keep(Finetuned(tuple(found.values()), known, made, len(todo) - number - 1))
+            scores = ", ".join(f"{metric.replace('_', ' ')} {value:.1f}" for metric, value in one.metrics.items())
+            say(f"{name}, seed {seed}: {scores} ({one.steps:,} steps, {one.seconds:,.0f} s)")
+    return Finetuned(tuple(found.values()), known, made)
+
+
+def _tell(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
+    progress(before + done, total)
+
+
+def _with_length(settings: Settings, longest: int) -> Settings:
+    """Settle the length of examples, for a model that takes so many tokens."""
+    if settings.max_length is None:
+        return replace(settings, max_length=min(LONGEST, longest))
+    if settings.max_length > longest:
+        raise GradvarError(
+            f"--max-length {settings.max_length} is beyond the {longest} positions of the model; lower it"
+        )
+    return settings
+
+
+def _seeds(found: dict[str, TaskResult], task: TaskData) -> set[int]:
+    """Seeds that a task has."""
+    return {seed.seed for seed in found[task.task.name].seeds} if task.task.name in found else set()
+
+
+def _begun(prepared: Prepared) -> TaskResult:
+    data = prepared.data
+    parts = (data.train, *data.dev.values())
+    held_out = sum(len(part.labels) for part in parts[1:])
+    broken = sum(part.broken for part in parts)
+    return TaskResult(data.task.name, len(data.train.labels), held_out, prepared.cut, broken, data.sha256)
+
+
+def _before(out: Path, known: dict[str, Any], read: Sequence[TaskData]) -> dict[str, TaskResult]:
+    """Read what earlier commands left, if it was made in the same way."""
+    if not os.path.lexists(out):
+        return {}
+    if not out.is_dir():
+        raise GradvarError(f"--out {out} is a file; give a folder")
+    foreign = sorted(path.name for path in out.iterdir() if path.name not in FILES and not path.name.startswith("."))
+    if foreign:
+        raise GradvarError(f"--out {out} holds '{foreign[0]}', which is no part of such results; give another folder")
+    path = out / RESULTS
+    if not path.exists():
+        return {}
+    try:
+        before = Finetuned.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise GradvarError(f"{path} cannot be gone on with ({error}); remove it, or give another folder") from error
+    for key, value in known.items():
+        if key != "checkpoint" and before.settings.get(key) != value:
+            raise GradvarError(
+                f"--out {out} holds results of another {key.replace('_', ' ')} ({before.settings.get(key)}, not "
+                f"{value}); give another folder"
+            )
+    found = {task.task: task for task in before.tasks}
+    for data in read:
+        if (name := data.task.name) in found and found[name].sha256 != data.sha256:
+            raise GradvarError(f"--out {out} holds results of other {name} examples; give another folder")
+    return found
+
+
+@contextmanager
+def _kept(out: Path | None) -> Iterator[Callable[[Finetuned], None]]:
+    """Hold a folder of results.
+
+    Yields:
+        What writes them, each file whole or not at all.
+    """
+    if out is None:
+        yield lambda _: None
+        return
+
+    def keep(result: Finetuned) -> None:
+        text = json.dumps(result.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        contents = (text, result.to_frame().to_csv(index=False), repr(result) + "\n")
+        with written(out):
+            for name, content in zip(FILES, contents, strict=True):
+                partial_file = out / f".{name}"
+                partial_file.write_text(content, encoding="utf-8")
+                partial_file.replace(out / name)
+
+    missing = [path for path in (out.absolute(), *out.absolute().parents) if not path.exists()]
+    with written(out):
+        out.mkdir(parents=True, exist_ok=True)
+    try:
+        with held(out):
+            yield keep
+    finally:
+        if not (out / RESULTS).exists():
+            for path in missing:
+                path.rmdir()
