@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from gradvar.demo import DEMO_CHECKPOINT, DEMO_TEXT
     from gradvar.dropout import keyed_dropout
     from gradvar.errors import GradvarError
+    from gradvar.finetuning.finetune import finetune
+    from gradvar.finetuning.tuning import FinetuneSettings
     from gradvar.huggingface.corpus import Corpus, load_corpus
     from gradvar.huggingface.masked_lm import MaskedLM
     from gradvar.huggingface.texts import from_texts
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from gradvar.masking.proposal import Proposal, parse_proposal
     from gradvar.objective import Objective
     from gradvar.report.comparison import Comparison
+    from gradvar.report.finetuned import Finetuned
     from gradvar.report.result import Decomposition, Layer
     from gradvar.report.tokens import TokenScores
     from gradvar.report.writer import write_report
@@ -44,6 +47,8 @@ _HOMES = {
     "EngineCheck": "gradvar.verify",
     "Estimate": "gradvar.decomposition.estimate",
     "Evaluation": "gradvar.training.recipe",
+    "FinetuneSettings": "gradvar.finetuning.tuning",
+    "Finetuned": "gradvar.report.finetuned",
     "GradvarError": "gradvar.errors",
     "JointModel": "gradvar.training.joint",
     "Layer": "gradvar.report.result",
@@ -59,6 +64,7 @@ _HOMES = {
     "check_engine": "gradvar.verify",
     "compare": "gradvar.comparing",
     "decompose": "gradvar.study",
+    "finetune": "gradvar.finetuning.finetune",
     "from_texts": "gradvar.huggingface.texts",
     "keyed_dropout": "gradvar.dropout",
     "load_corpus": "gradvar.huggingface.corpus",
@@ -77,6 +83,8 @@ __all__ = [
     "EngineCheck",
     "Estimate",
     "Evaluation",
+    "FinetuneSettings",
+    "Finetuned",
     "GradvarError",
     "JointModel",
     "Layer",
@@ -92,6 +100,7 @@ __all__ = [
     "check_engine",
     "compare",
     "decompose",
+    "finetune",
     "from_texts",
     "keyed_dropout",
     "load_corpus",

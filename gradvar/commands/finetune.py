@@ -45,10 +45,10 @@ def finetune(
         raise GradvarError("--data is missing: the folder of the task's files, or a hub data set such as nyu-mll/glue")
     import gradvar
     from gradvar.finetuning.finetune import finetune as run
-    from gradvar.finetuning.tuning import Settings
+    from gradvar.finetuning.tuning import FinetuneSettings
     from gradvar.report.finetuned import render_finetuned
 
-    settings = Settings(epochs, batch, learning_rate, weight_decay, max_length)
+    settings = FinetuneSettings(epochs, batch, learning_rate, weight_decay, max_length)
     where = gradvar.DEMO_CHECKPOINT if checkpoint is None else checkpoint
     console = common.stderr()
 

@@ -14,7 +14,7 @@ from typing import Any
 from gradvar.errors import GradvarError
 from gradvar.finetuning.reading import TaskData, read_task
 from gradvar.finetuning.tasks import parse_tasks
-from gradvar.finetuning.tuning import Prepared, Settings, encode, steps_of, tune
+from gradvar.finetuning.tuning import FinetuneSettings, Prepared, encode, steps_of, tune
 from gradvar.huggingface.checkpoint import digest_of, locate, longest_sequence, tokenizer_of, weight_files
 from gradvar.huggingface.classifier import load_classifier
 from gradvar.provenance import command, versions
@@ -34,7 +34,7 @@ def finetune(
     data: str | Path,
     *,
     seeds: int = 5,
-    settings: Settings = Settings(),
+    settings: FinetuneSettings = FinetuneSettings(),
     out: str | Path | None = None,
     cpu: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -96,7 +96,7 @@ def _tell(progress: Callable[[int, int], None], before: int, total: int, done: i
     progress(before + done, total)
 
 
-def _with_length(settings: Settings, longest: int) -> Settings:
+def _with_length(settings: FinetuneSettings, longest: int) -> FinetuneSettings:
     """Settle the length of examples, for a model that takes so many tokens."""
     if settings.max_length is None:
         return replace(settings, max_length=min(LONGEST, longest))

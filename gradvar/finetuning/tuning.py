@@ -23,7 +23,7 @@ from gradvar.report.finetuned import SeedResult
 
 
 @dataclass(frozen=True)
-class Settings:
+class FinetuneSettings:
     """How is fine-tuned.
 
     Attributes:
@@ -56,7 +56,7 @@ class Settings:
 Encoded = list[dict[str, Any]]
 
 
-def steps_of(examples: int, settings: Settings) -> int:
+def steps_of(examples: int, settings: FinetuneSettings) -> int:
     """Count the steps of one fine-tuning."""
     return max(1, math.ceil(settings.epochs * math.ceil(examples / settings.batch)))
 
@@ -107,7 +107,7 @@ def tune(
     folder: Path,
     tokenizer: Any,
     prepared: Prepared,
-    settings: Settings,
+    settings: FinetuneSettings,
     seed: int,
     cpu: bool = False,
     progress: Callable[[int], None] = lambda done: None,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 FINETUNED_SCHEMA = "gradvar/finetuned/v1"
 _DATA = ("train", "dev", "cut", "broken", "sha256")
+_PARTS = "accuracy m/mm"  # of the two parts of MNLI
 _LABELS = {"f1": "F1", "matthews": "Matthews", "pearson": "Pearson", "spearman": "Spearman"}
 
 
@@ -208,7 +209,7 @@ def _row(task: TaskResult) -> tuple[str, ...]:
     ends = "" if median.low is None else f" [{median.low:.1f}, {median.high:.1f}]"
     sure = "" if median.confidence is None else f"{median.confidence:.0%}"
     seconds = float(np.median([seed.seconds for seed in task.seeds]))
-    what = "/".join(_LABELS.get(name, name.replace("_", " ")) for name in names)
+    what = _PARTS if len(names) > 1 and names[0].endswith("matched") else "/".join(_LABELS.get(n, n) for n in names)
     each = f"{seconds:,.0f} s"
     return (
         f"{task.task} ({what})",

@@ -1,0 +1,232 @@
+"""`gradvar finetune` from end to end: a task that can be learnt is learnt; what is done is not done again."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pandas
+import pytest
+import torch
+
+from gradvar.cli import main
+from gradvar.errors import GradvarError
+from gradvar.finetuning import finetune as module
+from gradvar.finetuning.reading import read_task
+from gradvar.finetuning.tasks import TASKS
+from gradvar.finetuning.tuning import FinetuneSettings, encode, tune
+from gradvar.report.finetuned import Finetuned
+from tests import cases
+from tests.finetuning import files
+
+QUICK = ["--epochs", "20", "--learning-rate", "1e-2", "--batch", "16", "--cpu"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with checkpoints of several kinds and task files."""
+    place = tmp_path_factory.mktemp("place")
+    for kind in ("bert", "modernbert", "distilbert"):
+        cases.save_checkpoint(place / kind, kind)
+    for name in TASKS:
+        files.write(place / "data", name)
+    return place
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch, place):
+    """Run the command in an empty folder; return its exit code and what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments, checkpoint="bert"):
+        given = ["finetune", "--checkpoint", str(place / checkpoint), "--data", str(place / "data")]
+        with pytest.raises(SystemExit) as stop:
+            main([*given, *map(str, arguments)])
+        printed = capsys.readouterr()
+        return stop.value.code, printed.out, printed.err
+
+    return call
+
+
+@pytest.mark.parametrize("checkpoint", ["bert", "modernbert", "distilbert"])
+def test_a_task_is_learnt(run, checkpoint):
+    code, out, err = run("--task", "sst2,stsb,mnli", "--seeds", "2", "--out", "ft", *QUICK, checkpoint=checkpoint)
+    assert code == 0
+    found = json.loads(Path("ft/results.json").read_text())
+    assert found["schema"] == "gradvar/finetuned/v1"
+    assert found["missing_seeds"] == 0
+    assert list(found["tasks"]["mnli"]["metrics"]) == ["accuracy_matched", "accuracy_mismatched"]
+    assert found["tasks"]["sst2"]["median"]["confidence"] == 0.5
+    for name in ("sst2", "mnli"):
+        assert found["tasks"][name]["median"]["estimate"] > 90  # by chance: 50, 33
+    assert found["tasks"]["stsb"]["median"]["estimate"] > 50  # by chance: 0
+    assert found["average"] == pytest.approx(sum(t["median"]["estimate"] for t in found["tasks"].values()) / 3)
+    frame = pandas.read_csv("ft/results.csv")
+    assert frame[["task", "seed"]].values.tolist() == [[t, s] for t in ("sst2", "stsb", "mnli") for s in (0, 1)]
+    assert set(frame[frame.task == "sst2"].steps) == {80}
+    assert re.search(r"^sst2 \(accuracy\) +\d+\.\d \[", out, re.MULTILINE)
+    assert "Mean over these 3 tasks" in out
+    assert re.search(
+        r"^mnli, seed 1: accuracy matched \d+\.\d, accuracy mismatched \d+\.\d \(80 steps", err, re.MULTILINE
+    )
+    assert " ".join(out.split()).startswith(" ".join(Path("ft/summary.txt").read_text().split()))
+    assert all(len(line) <= 80 for line in Path("ft/summary.txt").read_text().splitlines())
+
+
+def test_what_is_done_is_not_done_again(run, monkeypatch):
+    asked = []
+
+    def counted(folder, tokenizer, prepared, settings, seed, *rest):
+        asked.append((prepared.data.task.name, seed))
+        return tune(folder, tokenizer, prepared, replace(settings, epochs=0.1), seed, *rest)
+
+    monkeypatch.setattr(module, "tune", counted)
+    for task, seeds in (("rte", 2), ("rte", 3), ("cola", 1), ("rte,cola", 3)):
+        assert run("--task", task, "--seeds", seeds, "--out", "ft")[0] == 0
+    assert asked == [("rte", 0), ("rte", 1), ("rte", 2), ("cola", 0), ("cola", 1), ("cola", 2)]
+    code, out, _ = run("--task", "rte", "--out", "ft", "--seeds", "3", "--json")
+    assert code == 0
+    assert len(asked) == 6
+    assert set(json.loads(out)["tasks"]) == {"rte", "cola"}
+    again = Finetuned.from_json(json.loads(out))
+    assert again.to_json() == json.loads(out)
+
+
+def test_an_interruption_keeps_what_is_done(run, monkeypatch):
+    def interrupted(*arguments):
+        if arguments[4] == 1:
+            raise KeyboardInterrupt
+        return tune(*arguments)
+
+    monkeypatch.setattr(module, "tune", interrupted)
+    assert run("--task", "rte", "--out", "ft", "--epochs", "0.1")[0] == 130
+    found = Finetuned.from_json(json.loads(Path("ft/results.json").read_text()))
+    assert [seed.seed for seed in found.tasks[0].seeds] == [0]
+    assert found.missing == 4
+    assert "4 seeds are missing; the same command goes on with them" in " ".join(
+        Path("ft/summary.txt").read_text().split()
+    )
+    monkeypatch.setattr(module, "tune", tune)
+    assert run("--task", "rte", "--out", "ft", "--epochs", "0.1", "--seeds", "2")[0] == 0
+
+
+def test_a_failure_leaves_nothing(run, tmp_path):
+    code, _, err = run("--task", "rte", "--out", "some/where", "--learning-rate", "1e30", "--cpu")
+    assert code == 2
+    assert "lower --learning-rate" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_seed_decides_everything(place):
+    task = read_task(TASKS["stsb"], str(place / "data"))
+    prepared = encode(task, cases.tokenizer(), 32)
+    settings = FinetuneSettings(epochs=1, learning_rate=1e-3)
+    one, same, other = (
+        tune(place / "bert", cases.tokenizer(), prepared, settings, seed, cpu=True) for seed in (0, 0, 1)
+    )
+    assert one.metrics == same.metrics
+    assert one.training_loss == same.training_loss
+    assert one.metrics != other.metrics
+
+
+def test_texts_are_paired_and_cut(place):
+    task = read_task(TASKS["rte"], str(place / "data"))
+    whole, cut = (encode(task, cases.tokenizer(), length) for length in (32, 10))
+    assert whole.cut == 0
+    assert cut.cut == 1
+    text, other = task.train.texts[0]
+    ids = cases.tokenizer().convert_tokens_to_ids
+    expected = [cases.CLS, *ids(text.split()), cases.SEP, *ids(other.split()), cases.SEP]
+    assert whole.train[0]["input_ids"] == expected
+    assert whole.train[0]["token_type_ids"] == [0] * 6 + [1] * 5
+    assert len(cut.train[0]["input_ids"]) == 10
+    assert whole.train[0]["labels"] == 0
+    assert isinstance(
+        encode(read_task(TASKS["stsb"], str(place / "data")), cases.tokenizer(), 32).train[0]["labels"], float
+    )
+
+
+BAD = {
+    "no task": (["--seeds", "1"], "--task is missing"),
+    "unknown task": (["--task", "sst"], "there is no task 'sst'; did you mean 'sst2'?"),
+    "seeds": (["--task", "rte", "--seeds", "0"], "--seeds 0: give 1 or more"),
+    "epochs": (["--task", "rte", "--epochs", "0"], "--epochs 0.0 is impossible"),
+    "rate": (["--task", "rte", "--learning-rate", "nan"], "--learning-rate nan is impossible"),
+    "decay": (["--task", "rte", "--weight-decay", "-1"], "--weight-decay -1.0 is impossible"),
+    "length": (["--task", "rte", "--max-length", "512"], "beyond the 32 positions of the model; lower it"),
+    "short": (["--task", "rte", "--max-length", "7"], "--max-length 7 is impossible"),
+    "data": (["--task", "rte", "--data", "/no/such"], "--data /no/such is no folder"),
+    "checkpoint": (["--task", "rte", "--checkpoint", "/no/such"], "no checkpoint at '/no/such'"),
+    "file": (["--task", "rte", "--out", "file"], "--out file is a file"),
+    "foreign": (["--task", "rte", "--out", "full"], "--out full holds 'thing', which is no part of such results"),
+    "broken": (["--task", "rte", "--out", "broken"], "results.json cannot be gone on with"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_one_line(run, tmp_path, what):
+    (tmp_path / "file").write_text("")
+    for name, file in (("full", "thing"), ("broken", "results.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("{}")
+    arguments, message = BAD[what]
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--epochs", "0.2"], "results of another epochs (0.1, not 0.2)"),
+        (["--checkpoint", "{place}/distilbert"], "results of another checkpoint sha256"),
+        (["--data", "{other}"], "results of other rte examples"),
+    ],
+)
+def test_results_made_otherwise_are_not_gone_on_with(run, place, tmp_path, changed, message):
+    files.write(tmp_path / "other", "rte", dev=30)
+    first = ["--task", "rte", "--seeds", "1", "--out", "ft", "--epochs", "0.1", "--cpu"]
+    assert run(*first)[0] == 0
+    places = {"place": place, "other": tmp_path / "other"}
+    code, _, err = run(*first, *(word.format(**places) for word in changed))
+    assert code == 2
+    assert message in err
+
+
+def test_an_encoder_that_is_not_whole(run, place, tmp_path):
+    def without_a_layer(folder):
+        from safetensors.torch import load_file, save_file
+
+        weights = load_file(folder / "model.safetensors")
+        save_file({n: w for n, w in weights.items() if "layer.1" not in n}, folder / "model.safetensors")
+
+    cases.save_checkpoint(tmp_path / "half", change=without_a_layer)
+    code, _, err = run("--task", "rte", "--checkpoint", tmp_path / "half")
+    assert code == 2
+    assert "weights lack 'bert.encoder.layer.1." in err
+
+
+def test_torchrun_is_refused(monkeypatch, place):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(GradvarError, match="without torchrun"):
+        module.finetune(place / "bert", "rte", place / "data")
+
+
+def test_weights_stay_as_they_are(place):
+    """The checkpoint is read, never written: its encoder is what the classifier begins with."""
+    from transformers import AutoModelForMaskedLM
+
+    from gradvar.huggingface.classifier import load_classifier
+
+    masked = AutoModelForMaskedLM.from_pretrained(place / "bert").base_model.state_dict()
+    built = [load_classifier(place / "bert", 3, seed) for seed in (0, 0, 1)]
+    for name, weight in built[0].base_model.state_dict().items():
+        if "pooler" not in name:
+            assert torch.equal(weight, masked[name]), name
+    heads = [model.classifier.weight for model in built]
+    assert heads[0].shape == (3, 16)
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
