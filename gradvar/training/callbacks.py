@@ -38,11 +38,15 @@ class Steps(TrainerCallback):
     def __init__(self, trainer: MaskProposalTrainer) -> None:
         self._trainer = trainer
 
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Let the schedules go on."""
+        self._trainer.follow_schedules()
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Say what is due."""
         trainer, order = self._trainer, self._trainer.order
-        state.epoch = state.global_step * order.batch / order.rows
-        ended = int(state.epoch) > int((state.global_step - 1) * order.batch / order.rows)
+        state.epoch = order.epochs(state.global_step)
+        ended = int(state.epoch) > int(order.epochs(state.global_step - 1))
         if ended and not trainer.is_over:  # to the Trainer a run is one epoch, at whose end it acts itself
             control.should_log |= args.logging_strategy == "epoch"
             control.should_evaluate |= args.eval_strategy == "epoch"

@@ -308,13 +308,6 @@ def _write_arrow(sequences: Iterable[np.ndarray], path: Path) -> tuple[int, str]
     return count, digest.hexdigest()
 
 
-def lengths_of(dataset: datasets.Dataset) -> np.ndarray:
-    """Count the tokens of each sequence: ``[rows]`` int64."""
-    import pyarrow.compute as pc
-
-    return np.asarray(pc.list_value_length(dataset.data.column("input_ids"))).astype(np.int64)
-
-
 def _digest(source: str) -> str:
     """Hash a text without reading more of it than must be."""
     if os.path.isfile(source):

@@ -24,6 +24,7 @@ from gradvar.masking.scores import Permuted, Score, plain, positive
 from gradvar.training.cross_entropy import cross_entropy, squared_errors
 from gradvar.training.learner import Learner, Tallies, new_mapnet
 from gradvar.training.recipe import MapNetTraining, Masking, masks_of
+from gradvar.training.schedule import Schedule
 
 _SENTENCE, _DRAW, _STRATIFIED = 50, 51, 52  # streams of hashes
 
@@ -53,6 +54,8 @@ class JointModel(nn.Module):
         mapnet: The MAPNet, or None.
         proposal: As it was asked for.
         token_counts: As given.
+        mask_rates: The mask rate by the share of the budget that is used.
+        mask_rate: The one in use, at first that of the beginning; to be set as a run goes on.
         mean_targets: Mean number of targets of a cell, to be set for ``weighting: token``.
         tallies: What the passes since the last step added up.
 
@@ -94,7 +97,8 @@ class JointModel(nn.Module):
         self.proposal = parse_proposal(masking.proposal, known)
         if self._learner is not None:
             self._learner.serve(self.proposal)
-        self.mask_rate = self.proposal.mask_rate or masking.mask_rate
+        self.mask_rates = Schedule.of(self.proposal.mask_rate or masking.mask_rate)
+        self.mask_rate = self.mask_rates.at(0.0)
         self.masks = masks_of(masking)
         self.mean_targets: float | None = None
         self._scoring = Scoring(self.masked, masking.contexts)

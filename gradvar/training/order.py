@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from gradvar.errors import GradvarError
+
+PIECE = 2**40
+"""Between the numbers of two pieces of one sequence: more than there are sequences."""
 
 
 class Place(NamedTuple):
@@ -18,11 +21,20 @@ class Place(NamedTuple):
         step: Optimizer step that it is in, from 0.
         epoch: How often all sequences came before.
         row: Its number in the data set.
+        start: Where the piece of it begins that is shown, in tokens of its text.
+        stop: Where that piece ends; None shows the whole sequence.
     """
 
     step: int
     epoch: int
     row: int
+    start: int = 0
+    stop: int | None = None
+
+    @property
+    def number(self) -> int:
+        """What tells it from all other pieces of the data set, for the masks: the row where it is whole."""
+        return self.row + PIECE * self.start
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,7 @@ class Order:
         rows: Sequences of the data set.
         batch: Sequences of a step, of all ranks and micro-batches together.
         seed: Seed of the orders.
+        number: Of the phase that it is for; each has orders of its own.
 
     Raises:
         GradvarError: If there are fewer sequences than a step takes.
@@ -41,6 +54,7 @@ class Order:
     rows: int
     batch: int
     seed: int
+    number: int = 0
     _last: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -66,8 +80,12 @@ class Order:
     def _epoch(self, epoch: int) -> np.ndarray:
         if epoch not in self._last:
             self._last.pop(epoch - 2, None)  # a step touches two epochs at most
-            self._last[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+            self._last[epoch] = self._permuted(epoch)
         return self._last[epoch]
+
+    def _permuted(self, epoch: int) -> np.ndarray:
+        key = [self.seed, epoch, *([self.number] if self.number else [])]
+        return np.random.default_rng(key).permutation(self.rows)
 
     def steps_for(self, tokens: int, lengths: np.ndarray) -> int:
         """Count the steps that see at least so many tokens.
@@ -82,9 +100,20 @@ class Order:
         epochs, rest = divmod(tokens, int(lengths.sum()))
         numbers = epochs * self.rows
         if rest:
-            seen = np.cumsum(lengths[np.random.default_rng([self.seed, epochs]).permutation(self.rows)])
+            seen = np.cumsum(lengths[self._permuted(epochs)])
             numbers += int(np.searchsorted(seen, rest)) + 1
         return max(1, -(-numbers // self.batch))
+
+
+class Steps(Protocol):
+    """Which sequences each step of a run sees."""
+
+    @property
+    def batch(self) -> int:
+        """Sequences of a step, where they are whole."""
+
+    def at(self, step: int) -> list[Place]:
+        """List the sequences of a step, a multiple of :attr:`batch`."""
 
 
 class RankBatches:
@@ -100,7 +129,7 @@ class RankBatches:
         start: Says at which step to begin, when iteration begins.
     """
 
-    def __init__(self, order: Order, accumulation: int, rank: int, world: int, start: Callable[[], int]) -> None:
+    def __init__(self, order: Steps, accumulation: int, rank: int, world: int, start: Callable[[], int]) -> None:
         parts = accumulation * world
         if order.batch % parts:
             raise GradvarError(
@@ -108,13 +137,14 @@ class RankBatches:
                 "micro-batches each; give a multiple"
             )
         self._order, self._accumulation, self._rank, self._world = order, accumulation, rank, world
-        self._start, self._size = start, order.batch // parts
+        self._start = start
 
     def __iter__(self) -> Iterator[list[Place]]:
         step = self._start()
         while True:
             places = self._order.at(step)
+            size = len(places) // (self._accumulation * self._world)
             for micro in range(self._accumulation):
-                first = (micro * self._world + self._rank) * self._size
-                yield places[first : first + self._size]
+                first = (micro * self._world + self._rank) * size
+                yield places[first : first + size]
             step += 1

@@ -12,7 +12,9 @@ from typing_extensions import TypedDict  # pydantic reads no other one before Py
 from gradvar.errors import GradvarError
 from gradvar.mapnet.config import COOLEST, Embeddings, default_config
 from gradvar.masking.corruption import Replacement
-from gradvar.masking.proposal import LATER, parse_proposal
+from gradvar.masking.epochs import EpochStratified
+from gradvar.masking.proposal import LATER, Proposal, parse_proposal
+from gradvar.training.schedule import Schedule, Written, scheduled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +44,7 @@ def _number(value: Any) -> Any:
 
 Whole = Annotated[int, BeforeValidator(_whole)]
 Count = Annotated[Whole, Field(ge=1)]
+Length = Annotated[Whole, Field(ge=3)]
 Share = Annotated[float, Field(gt=0, lt=1), BeforeValidator(_number)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
@@ -83,7 +86,7 @@ class Data(Section):
     train: str | None = None
     valid: str | None = None
     valid_share: Share = 0.02
-    max_length: Annotated[Whole, Field(ge=3)] = 128
+    max_length: Length = 128
     pack: bool = True
     tokenizer: Tokenizer = Tokenizer()
 
@@ -115,7 +118,8 @@ class Masking(Section):
 
     Attributes:
         proposal: ``score/design``, see ``gradvar compare``, or ``uniform/epoch-stratified``.
-        mask_rate: Share of the maskable positions that are targets.
+        mask_rate: Share of the maskable positions that are targets, or its schedule:
+            ``{linear: {0: 0.3, 1: 0.15}}`` or ``{steps: {0: 0.3, 0.5: 0.15}}``, by the share of the budget.
         replacement: Percentages of the mask token, of random tokens, of tokens that stay.
         masks: Masks of a sentence in one step; None takes those of one draw, which is one but for ``disjoint:K``.
         weighting: ``sentence``, or ``token``: cells weighted by their targets.
@@ -123,7 +127,7 @@ class Masking(Section):
     """
 
     proposal: str = "uniform/simple"
-    mask_rate: Share = 0.15
+    mask_rate: Annotated[float | Schedule, scheduled(Share), Written] = 0.15
     replacement: tuple[NotNegative, NotNegative, NotNegative] = (80, 10, 10)
     masks: Count | None = None
     weighting: Literal["sentence", "token"] = "sentence"
@@ -133,6 +137,12 @@ class Masking(Section):
     def _possible(self) -> Masking:
         Replacement(*(p / 100 for p in self.replacement))
         masks_of(self)
+        if isinstance(self.mask_rate, Schedule):
+            proposal = _proposal(self.proposal)
+            if proposal.mask_rate is not None:
+                raise ValueError(f"{self.proposal} has a mask rate of its own; leave '@' or the schedule out")
+            if isinstance(proposal.design, EpochStratified):
+                raise ValueError(f"mask_rate: the masks of {self.proposal} are of one size; give a number")
         return self
 
 
@@ -148,13 +158,17 @@ def masks_of(masking: Masking) -> int:
     Raises:
         GradvarError: If there is no such proposal, or they are no multiple of the masks of one draw.
     """
-    together = parse_proposal(masking.proposal, {name: _Unfitted(name) for name in LATER}).design.cells
+    together = _proposal(masking.proposal).design.cells
     masks = masking.masks or together
     if masks % together:
         raise GradvarError(
             f"masking.masks {masks} is no multiple of the {together} masks of one draw of {masking.proposal}"
         )
     return masks
+
+
+def _proposal(text: str) -> Proposal:
+    return parse_proposal(text, {name: _Unfitted(name) for name in LATER})
 
 
 @dataclass(frozen=True)
@@ -226,7 +240,7 @@ class MapNetTraining(Section):
         return self
 
 
-Schedule = Literal[
+Decay = Literal[
     "cosine", "linear", "polynomial", "inverse_sqrt", "cosine_with_restarts", "constant_with_warmup", "constant"
 ]
 
@@ -240,6 +254,9 @@ class Training(Section):
         seconds: Budget in seconds of training.
         batch: Cells of a step, of all processes and micro-batches together: sentences times their masks.
         accumulation: Micro-batches of a step on each process.
+        max_length: Tokens of a sequence as it is shown, or their schedule, ``{steps: {0: 16, 0.9: 128}}``, by the share
+            of a budget in steps or tokens: longer sequences are cut into pieces, of which a step sees as many more.
+            None for those of the data.
         learning_rate: Peak.
         schedule: Of the learning rate, one of those of `transformers` that need no further numbers; it follows the
             budget.
@@ -257,8 +274,9 @@ class Training(Section):
     seconds: Positive | None = None
     batch: Count = 32
     accumulation: Count = 1
+    max_length: Annotated[int | Schedule | None, scheduled(Length | None), Written] = None
     learning_rate: Positive = 1e-3
-    schedule: Schedule = "cosine"
+    schedule: Decay = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     weight_decay: NotNegative = 0.01
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
@@ -271,6 +289,11 @@ class Training(Section):
     def _one_budget(self) -> Training:
         if sum(x is not None for x in (self.steps, self.tokens, self.seconds)) != 1:
             raise ValueError("give one budget: 'steps', 'tokens' or 'seconds'")
+        if isinstance(self.max_length, Schedule):
+            if self.max_length.kind != "steps":
+                raise ValueError("max_length goes by steps, like {steps: {0: 16, 0.9: 128}}")
+            if self.seconds is not None:
+                raise ValueError("a schedule of max_length takes a budget in steps or tokens, not in seconds")
         return self
 
 
@@ -346,6 +369,17 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     watch: Watch = Watch()
     saving: Saving = Saving()
+
+    @model_validator(mode="after")
+    def _short_enough(self) -> Recipe:
+        if self.training.max_length is not None:
+            longest = max(Schedule.of(self.training.max_length).values)
+            if longest > self.data.max_length:
+                raise ValueError(
+                    f"training.max_length {longest:g} is more than the {self.data.max_length} tokens of the data's "
+                    "sequences; raise data.max_length, or lower it"
+                )
+        return self
 
     @model_validator(mode="after")
     def _whole_sentences(self) -> Recipe:

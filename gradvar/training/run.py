@@ -32,12 +32,12 @@ from gradvar.training.callbacks import (
     read_metrics,
     unwinding,
 )
-from gradvar.training.data import Prepared, lengths_of, prepare
+from gradvar.training.data import Prepared, prepare
 from gradvar.training.folder import BOARD, RECIPE, held, made, written
 from gradvar.training.model import build_encoder
-from gradvar.training.order import Order
 from gradvar.training.reading import changed, read_recipe, recipe_of, write_recipe
-from gradvar.training.recipe import Model, Recipe, masks_of
+from gradvar.training.recipe import Model, Recipe
+from gradvar.training.schedule import Schedule
 from gradvar.training.trainer import MaskProposalTrainer
 from gradvar.training.watch import FEWEST, VarianceWatch
 
@@ -169,7 +169,7 @@ def _run(
         trainer.extra_state = {
             "recipe": recipe.model_dump(mode="json"),
             "data_sha256": prepared.sha256,
-            "max_steps": args.max_steps,
+            "max_steps": trainer.args.max_steps,
             "max_length": recipe.data.max_length,
         }
         _introduce(trainer, console)
@@ -236,8 +236,7 @@ def _trainer(
     # What it began with may be gone when it goes on; its own last weights are there.
     spec = Model(source=str(last)) if last and recipe.model.source else recipe.model
     encoder = build_encoder(spec, prepared.tokenizer, recipe.data.max_length, recipe.seed)
-    network = _mapnet_of(spec, recipe, console)
-    _set_steps(recipe, args, prepared)
+    network, length = _mapnet_of(spec, recipe, console), recipe.training.max_length
     with _installed():
         trainer = MaskProposalTrainer(
             encoder,
@@ -250,6 +249,8 @@ def _trainer(
             network=network,
             evaluation=recipe.evaluation,
             seconds=recipe.training.seconds,
+            tokens=recipe.training.tokens,
+            max_length=None if length is None else Schedule.of(length),
         )
     if args.process_index == 0 and last is None:
         head = f"# {command()}\n# {', '.join(f'{name} {value}' for name, value in versions().items())}\n"
@@ -299,18 +300,14 @@ def _caveats(trainer: MaskProposalTrainer) -> list[str]:
             f"note: {proposal} weighs every target by itself; its expected gradient is that of uniform masks only as "
             "far as targets do not interact (gradvar compare measures how far)"
         )
+    if not trainer.joint.mask_rates.constant:
+        lines.append(
+            f"note: the mask rate is {trainer.joint.mask_rates} by the share of the budget, each an objective of its "
+            "own; the held-out loss is that of 15% throughout"
+        )
     if proposal.mask_rate is not None and proposal.mask_rate != trainer.joint.masking.mask_rate:
         lines.append(f"note: masks of {rate:.0%} train another objective than those of the recipe's mask rate")
     return lines
-
-
-def _set_steps(recipe: Recipe, args: TrainingArguments, prepared: Prepared) -> None:
-    """Turn a budget in tokens into one in steps: the order of the sequences is known."""
-    if recipe.training.tokens is None:
-        return
-    masks = masks_of(recipe.masking)
-    order = Order(len(prepared.train), recipe.training.batch // masks, recipe.seed)
-    args.max_steps = order.steps_for(recipe.training.tokens, lengths_of(prepared.train) * masks)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import atexit
 import multiprocessing
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,22 +15,36 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from gradvar.errors import GradvarError
+from gradvar.huggingface.checkpoint import longest_sequence
+from gradvar.huggingface.corpus import special_frame
 from gradvar.huggingface.vocabulary import Vocabulary
 from gradvar.training.order import Place, RankBatches
+from gradvar.training.pieces import Frame, Units, piece, units_of
 
+_AT_ONCE = 1000  # sequences
 _LOOKED_AT = 256  # sequences that tell how long sequences are
 
 
 class Limits(NamedTuple):
-    """What a model takes.
+    """What a model and its tokenizer take.
 
     Attributes:
         tokens: Size of the vocabulary.
         positions: Tokens of the longest sequence.
+        frame: Special tokens around a sequence.
+        special: All special tokens.
     """
 
     tokens: int
     positions: int
+    frame: Frame = Frame()
+    special: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, model: nn.Module, tokenizer: Any) -> Limits:
+        """Take them from a masked LM and its tokenizer."""
+        frame = Frame(*map(tuple, special_frame(tokenizer)))
+        return cls(len(tokenizer), longest_sequence(model, tokenizer), frame, frozenset(tokenizer.all_special_ids))
 
 
 class Sequences(Dataset):  # type: ignore[type-arg]
@@ -60,6 +74,7 @@ class Sequences(Dataset):  # type: ignore[type-arg]
             raise GradvarError(f"{name} holds no sequence")
         transformed = getattr(dataset, "format", {}).get("type") == "custom"  # by a function of the user's
         self._dataset = dataset.with_format("numpy") if hasattr(dataset, "with_format") and not transformed else dataset
+        self._columns = None if transformed else getattr(dataset, "column_names", None)
         self[0]
 
     def __len__(self) -> int:
@@ -74,6 +89,9 @@ class Sequences(Dataset):  # type: ignore[type-arg]
             raise GradvarError(f"sequence {row} of {self._name} {held}; tokenise it: it needs input_ids")
         ids = _array(item["input_ids"])
         attended = _array(item["attention_mask"]) if "attention_mask" in item else np.ones_like(ids)
+        return self._checked(row, ids, attended)
+
+    def _checked(self, row: int, ids: np.ndarray, attended: np.ndarray) -> np.ndarray:
         if ids.ndim != 1 or attended.shape != ids.shape or not attended.any():
             raise GradvarError(f"input_ids of sequence {row} of {self._name} are no list of tokens, or are all masked")
         ids = ids[attended.astype(bool)]
@@ -91,8 +109,25 @@ class Sequences(Dataset):  # type: ignore[type-arg]
         return ids
 
     def __getitems__(self, places: Sequence[Place]) -> list[tuple[Place, np.ndarray]]:
-        """Return those of a micro-batch, each with its place."""
-        return [(place, self[place.row]) for place in places]
+        """Return those of a micro-batch, or the pieces of them that are shown, each with its place."""
+        return [(place, self._shown(place)) for place in places]
+
+    def _shown(self, place: Place) -> np.ndarray:
+        ids = self[place.row]
+        return ids if place.stop is None else piece(ids, self._limits.frame, place.start, place.stop)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Go through all of them once: many at a time, where the data set is Arrow's.
+
+        Yields:
+            ``[length]`` int64 ids.
+        """
+        if self._columns != ["input_ids"]:
+            yield from (self[row] for row in range(len(self)))
+            return
+        for start in range(0, len(self), _AT_ONCE):
+            for row, ids in enumerate(self._dataset[start : start + _AT_ONCE]["input_ids"], start):
+                yield self._checked(row, _array(ids), np.ones(len(ids)))
 
     @property
     def longest(self) -> int:
@@ -101,11 +136,19 @@ class Sequences(Dataset):  # type: ignore[type-arg]
 
     def totals(self, vocabulary: Vocabulary) -> Tensor:
         """``[rows]`` maskable positions of each; takes a pass over the data."""
-        return torch.tensor([vocabulary.maskable_in(self[i]) for i in range(len(self))])
+        return torch.tensor([vocabulary.maskable_in(ids) for ids in self])
 
     def token_counts(self, vocabulary: Vocabulary) -> Tensor:
         """``[vocabulary]`` how often each ordinary token occurs; takes a pass over the data."""
-        return vocabulary.counts_in([self[i] for i in range(len(self))])
+        return vocabulary.counts_in(list(self))
+
+    def lengths(self) -> np.ndarray:
+        """``[rows]`` tokens of each; takes a pass over the data."""
+        return np.array([len(ids) for ids in self])
+
+    def cut(self, length: int) -> Units:
+        """Cut all of them; takes a pass over the data. See :func:`~gradvar.training.pieces.cut`."""
+        return units_of(self, self._limits.frame, length, self._limits.special)
 
 
 def collate(sequences: list[tuple[Place, np.ndarray]]) -> dict[str, Tensor]:
@@ -115,14 +158,15 @@ def collate(sequences: list[tuple[Place, np.ndarray]]) -> dict[str, Tensor]:
         sequences: With their places.
 
     Returns:
-        ``ids`` ``[rows, positions]``, -1 where padded, and ``row``, ``epoch`` and ``step`` ``[rows]``: what
+        ``ids`` ``[rows, positions]``, -1 where padded, and ``row`` (:attr:`Place.number`), ``epoch`` and ``step``
+        ``[rows]``: what
         :class:`~gradvar.JointModel` takes.
     """
     places = [place for place, _ in sequences]
     ids = nn.utils.rnn.pad_sequence([torch.from_numpy(x) for _, x in sequences], batch_first=True, padding_value=-1)
     return {
         "ids": ids,
-        "row": torch.tensor([place.row for place in places]),
+        "row": torch.tensor([place.number for place in places]),
         "epoch": torch.tensor([place.epoch for place in places]),
         "step": torch.tensor([place.step for place in places]),
     }

@@ -19,7 +19,6 @@ from transformers.trainer_utils import SaveStrategy, TrainOutput
 
 from gradvar import checkpoints
 from gradvar.errors import GradvarError
-from gradvar.huggingface.checkpoint import longest_sequence
 from gradvar.huggingface.vocabulary import Vocabulary
 from gradvar.mapnet.network import MapNet
 from gradvar.masking.sets import check_fits
@@ -32,9 +31,11 @@ from gradvar.training.held_out import HeldOut
 from gradvar.training.joint import JointModel
 from gradvar.training.learner import Tallies
 from gradvar.training.optimizers import check_given, forget, groups, is_known
-from gradvar.training.order import Order, RankBatches
+from gradvar.training.order import RankBatches
+from gradvar.training.phases import phases_of
 from gradvar.training.recipe import Evaluation, MapNetTraining, Masking, masks_of
 from gradvar.training.saving import WholeCheckpoints
+from gradvar.training.schedule import Schedule
 from gradvar.training.sequences import Limits, Sequences, loader
 
 _MOST_SKIPPED = 10  # steps in a row without a finite loss or gradient
@@ -66,12 +67,15 @@ class MaskProposalTrainer(WholeCheckpoints):
         network: A MAPNet to go on with; None makes one, if the proposal asks for it.
         evaluation: How many held-out sentences, by which masks.
         seconds: Budget in seconds of training, in place of ``max_steps`` and ``num_train_epochs``.
+        tokens: Budget in tokens that the model is shown, each mask anew, in their place.
+        max_length: Tokens of a sequence by the share of the budget that is used; longer ones are cut into pieces, of
+            which a step sees as many more. None shows whole sequences.
         optimizers: As the Trainer takes them; an optimizer gets the MAPNet's parameters in a group of their own.
         callbacks: As the Trainer takes them.
 
     Attributes:
         joint: The encoder and its MAPNet.
-        order: Which sequences a step sees.
+        order: Which sequences a step sees, by the phases of the run.
         held_out: Makes objectives of held-out sequences.
         elapsed: Seconds of training up to the last step, of all sessions of the run; see :meth:`paused`.
         in_a_row: Steps up to this one that were skipped.
@@ -97,6 +101,8 @@ class MaskProposalTrainer(WholeCheckpoints):
         network: MapNet | None = None,
         evaluation: Evaluation = Evaluation(),
         seconds: float | None = None,
+        tokens: int | None = None,
+        max_length: Schedule | None = None,
         optimizers: Any = (None, None),
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
@@ -106,7 +112,7 @@ class MaskProposalTrainer(WholeCheckpoints):
         masking = _masking(masking)
         if isinstance(eval_dataset, dict):
             raise GradvarError("eval_dataset is a dict; give one data set, and call evaluate with the others")
-        limits = Limits(len(processing_class), longest_sequence(model, processing_class))
+        limits = Limits.of(model, processing_class)
         self._sequences = Sequences(train_dataset, "train_dataset", limits)
         self._longest = self._sequences.longest
         if eval_dataset is not None:
@@ -119,9 +125,22 @@ class MaskProposalTrainer(WholeCheckpoints):
                 f"the {masks} masks of a sentence; give another batch"
             )
         cells = micro * args.gradient_accumulation_steps * args.world_size
-        self.order = Order(len(self._sequences), cells // masks, args.seed)
+        batch = cells // masks
         if args.max_steps <= 0:
-            args.max_steps = math.ceil(args.num_train_epochs * self.order.rows / self.order.batch)
+            args.max_steps = math.ceil(args.num_train_epochs * len(self._sequences) / batch)
+        self.order = phases_of(
+            self._sequences,
+            max_length,
+            batch,
+            args.seed,
+            steps=None if tokens else args.max_steps,
+            tokens=tokens,
+            shown=masks,
+        )
+        if tokens is not None:
+            args.max_steps = self.order.steps
+        self._totals = self._targets()
+        self._counted = (-1, 0.0)  # phase and mask rate that targets were counted for
         self.seconds, self.elapsed, self._clock = seconds, 0.0, Clock()
         self.evaluation = evaluation
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
@@ -142,6 +161,7 @@ class MaskProposalTrainer(WholeCheckpoints):
         )
         self.loss_is_scaled_for_ga = False
         self.label_names = []
+        self.follow_schedules()
 
     def _joint(
         self,
@@ -155,7 +175,7 @@ class MaskProposalTrainer(WholeCheckpoints):
         """Make the joint model, with what it wants to know of all sequences."""
         vocabulary, sequences = Vocabulary.of(tokenizer), self._sequences
         rare = "frequency" in masking.proposal
-        joint = JointModel(
+        return JointModel(
             model,
             tokenizer,
             masking,
@@ -165,14 +185,28 @@ class MaskProposalTrainer(WholeCheckpoints):
             max_length=self._longest,
             token_counts=sequences.token_counts(vocabulary) if rare else None,
         )
-        design = joint.proposal.design
-        if masking.weighting == "token" or design.cells > 1:
-            totals = sequences.totals(vocabulary)
-            counts = target_count(totals, joint.mask_rate)
-            joint.mean_targets = float(counts.double().mean())
-            if design.cells > 1:
-                check_fits(design.cells, totals, counts)
-        return joint
+
+    def _targets(self) -> list[Tensor]:
+        """Count, where it matters, the maskable positions of all sequences or pieces, by phase."""
+        joint = self.joint
+        cells = joint.proposal.design.cells
+        if joint.masking.weighting == "sentence" and cells == 1:
+            return []
+        whole = self._sequences.totals(joint.masked.vocabulary)
+        totals = [whole if part.units is None else torch.from_numpy(part.units.totals) for part in self.order.parts]
+        for part in totals if cells > 1 else ():
+            check_fits(cells, part, target_count(part, max(joint.mask_rates.values)))
+        return totals
+
+    def follow_schedules(self) -> None:
+        """Draw from here on by the mask rate that belongs to this part of the budget."""
+        joint = self.joint
+        phase, _ = self.order.phase(self.state.global_step)
+        rate = joint.mask_rates.at(self.progress)
+        if self._totals and (phase, rate) != self._counted:
+            joint.mean_targets = float(target_count(self._totals[phase], rate).double().mean())
+            self._counted = (phase, rate)
+        joint.mask_rate = rate
 
     # ---- data
 
@@ -344,6 +378,8 @@ class MaskProposalTrainer(WholeCheckpoints):
             if self.joint.calibration is not None:
                 logs["exponent"], logs["epsilon"] = self.joint.calibration.chosen
             logs["skipped_steps"] = self._skipped
+            if not self.joint.mask_rates.constant:
+                logs["mask_rate"] = self.joint.mask_rate
         logs |= {"tokens": self.tokens, "seconds": round(self.elapsed, 3)}
         super().log(logs, start_time)
 

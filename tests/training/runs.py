@@ -62,6 +62,7 @@ def trainer(
     valid: Any = None,
     callbacks: Iterable[Any] = (),
     seconds: float | None = None,
+    max_length: Any = None,
     **arguments: Any,
 ) -> MaskProposalTrainer:
     """A trainer of 11 steps of 8 sequences that saves every 5 and logs every 3; `arguments` are the Trainer's."""
@@ -77,6 +78,7 @@ def trainer(
         mapnet=MAPNET,
         callbacks=[MetricsFile(out), *callbacks],
         seconds=seconds,
+        max_length=max_length,
     )
 
 

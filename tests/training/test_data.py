@@ -17,8 +17,9 @@ from gradvar.errors import GradvarError
 from gradvar.huggingface.checkpoint import tokenizer_of
 from gradvar.huggingface.corpus import load_corpus
 from gradvar.training import data as training_data
-from gradvar.training.data import lengths_of, prepare
+from gradvar.training.data import prepare
 from gradvar.training.recipe import Data
+from gradvar.training.sequences import Limits, Sequences
 from tests import cases
 
 TOKENIZER = cases.tokenizer()
@@ -130,7 +131,8 @@ def test_arrow_files_hold_any_number_of_rows(ready, tmp_path, monkeypatch):
 
 def test_lengths_are_those_of_the_rows(ready):
     prepared = ready(pack=False)
-    lengths = lengths_of(prepared.train)
+    limits = Limits(len(prepared.tokenizer), 10**6)
+    lengths = Sequences(prepared.train, "train_dataset", limits).lengths()
     assert lengths.dtype == np.int64
     assert lengths.tolist() == [len(row) for row in rows(prepared.train)]
 

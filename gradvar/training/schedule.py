@@ -1,0 +1,116 @@
+"""Numbers that change as a run goes on, by the share of its budget that is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+from pydantic import PlainSerializer, TypeAdapter, ValidationError, WrapValidator
+
+Kind = Literal["linear", "steps"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A number by the share of the budget that is used.
+
+    Attributes:
+        kind: ``linear`` between points, ``steps`` from each point to the next.
+        shares: Of the budget, rising from 0.
+        values: At the shares; after the last share it stays as it is.
+
+    Raises:
+        ValueError: If the shares do not rise from 0, to 1 at most.
+    """
+
+    kind: Kind
+    shares: tuple[float, ...]
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.shares or len(self.shares) != len(self.values):
+            raise ValueError("a schedule takes a value for each share of the budget, like {0: 0.3, 1: 0.15}")
+        if self.shares[0] != 0 or any(b <= a for a, b in zip(self.shares, self.shares[1:], strict=False)):
+            raise ValueError("the shares of a schedule rise from 0, like {0: 0.3, 0.5: 0.15}")
+        if not self.shares[-1] <= 1:
+            raise ValueError(f"{self.shares[-1]:g} is no share of the budget; give 0 to 1")
+
+    @classmethod
+    def of(cls, value: float | Schedule) -> Schedule:
+        """Take a plain number for one that stays."""
+        return value if isinstance(value, Schedule) else cls("steps", (0.0,), (float(value),))
+
+    @property
+    def constant(self) -> bool:
+        """Whether it stays."""
+        return len(set(self.values)) == 1
+
+    def at(self, share: float) -> float:
+        """Return its value when a share of the budget is used.
+
+        Args:
+            share: 0 to 1; beyond, the last value.
+
+        Returns:
+            The value.
+        """
+        if self.kind == "linear":
+            return float(np.interp(share, self.shares, self.values))
+        return self.values[int(np.searchsorted(self.shares, share, side="right")) - 1]
+
+    def __str__(self) -> str:
+        """Write it as a recipe does."""
+        points = ", ".join(f"{share:g}: {value:g}" for share, value in zip(self.shares, self.values, strict=True))
+        return f"{{{self.kind}: {{{points}}}}}"
+
+
+def scheduled(kind: Any) -> Any:
+    """Make what pydantic reads a number, or a schedule of such numbers, with.
+
+    Args:
+        kind: Type of the numbers, with its bounds.
+
+    Returns:
+        A validator for ``Annotated``; it takes a number, a :class:`Schedule`, or a mapping as recipes write it:
+        ``{linear: {share: value}}`` or ``{steps: {share: value}}``.
+    """
+    adapter: Any = TypeAdapter(kind)
+
+    def number(value: Any) -> Any:
+        try:
+            return adapter.validate_python(value)
+        except ValidationError as error:
+            said = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+            raise ValueError(f"{said[0].lower()}{said[1:]}, not {value!r}") from None
+
+    def read(given: Any, _: Any) -> Any:
+        if isinstance(given, Mapping):
+            given = _read(given)
+        if not isinstance(given, Schedule):
+            return number(given)
+        return replace(given, values=tuple(map(number, given.values)))
+
+    return WrapValidator(read)
+
+
+def _read(given: Mapping[Any, Any]) -> Schedule:
+    kinds = get_args(Kind)
+    if len(given) != 1 or (kind := next(iter(given))) not in kinds or not isinstance(given[kind], Mapping):
+        raise ValueError("write a schedule as {linear: {0: 0.3, 1: 0.15}} or {steps: {0: 0.3, 0.5: 0.15}}")
+    try:
+        points = sorted((float(share), value) for share, value in given[kind].items())
+    except (TypeError, ValueError):
+        raise ValueError("the shares of a schedule are numbers, like {0: 0.3, 0.5: 0.15}") from None
+    return Schedule(kind, tuple(share for share, _ in points), tuple(value for _, value in points))
+
+
+def _plain(value: Any) -> Any:
+    """Write a schedule as a recipe does."""
+    if not isinstance(value, Schedule):
+        return value
+    return {value.kind: dict(zip(value.shares, value.values, strict=True))}
+
+
+Written = PlainSerializer(_plain)
