@@ -1,17 +1,18 @@
 """Documents to token sequences. A *sentence* in gradvar is one such sequence: one row of a training batch."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gradvar.errors import GradvarError
-from gradvar.huggingface.reading import Rows, read_rows
+from gradvar.huggingface.reading import Rows, read_rows, stream_rows
 
-_AT_ONCE = 64  # documents given to the tokenizer at once
+_AT_ONCE = 1000  # paragraphs given to the tokenizer at once
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,7 +99,7 @@ class Tally:
 
 
 def tokenised(
-    documents: Sequence[Sequence[str]],
+    documents: Iterable[Iterable[str]],
     tokenizer: Any,
     max_length: int,
     pack: bool,
@@ -108,7 +109,7 @@ def tokenised(
     """Turn documents into sequences; see :func:`load_corpus`.
 
     Args:
-        documents: Paragraphs of each.
+        documents: Paragraphs of each; they are taken as they are needed.
         tokenizer: A Hugging Face tokenizer with its special tokens.
         max_length: Tokens of a sequence.
         pack: Join the paragraphs of a document.
@@ -128,26 +129,43 @@ def tokenised(
     tally = tally or Tally()
     least = max(1, _shortest(max_length) - len(prefix) - len(suffix) if pack else 1)
     special, unknown = set(tokenizer.all_special_ids), tokenizer.unk_token_id
-    for start in range(0, len(documents), _AT_ONCE):
-        some = documents[start : start + _AT_ONCE]
-        paragraphs = [paragraph for document in some for paragraph in document]
-        encoded = iter(tokenizer(paragraphs, add_special_tokens=False, verbose=False)["input_ids"])
-        for document in some:
-            pieces = [next(encoded) for _ in document]
-            tally.documents += 1
-            tally.tokens += sum(map(len, pieces))
-            tally.unknown += sum(piece.count(unknown) for piece in pieces)
-            bodies = _cut([t for p in pieces for t in p], room) if pack else (piece[:room] for piece in pieces)
-            for body in bodies:
-                # A line of nothing but unknown tokens has nothing to mask; no pretraining batch would hold it either.
-                if len(body) >= least and not special.issuperset(body):
-                    tally.kept += len(body)
-                    yield np.array([*prefix, *body, *suffix], dtype=np.int32)
+
+    def bodies() -> Iterator[list[int]]:
+        rest: list[int] = []  # of the document under way
+        for tokens in _paragraphs(documents, tokenizer):
+            if tokens is None:
+                tally.documents += 1
+                yield rest
+                rest = []
+                continue
+            tally.tokens += len(tokens)
+            tally.unknown += tokens.count(unknown)
+            if not pack:
+                yield tokens[:room]
+                continue
+            rest += tokens
+            whole = len(rest) - len(rest) % room
+            yield from (rest[start : start + room] for start in range(0, whole, room))
+            rest = rest[whole:]
+
+    for body in bodies():
+        # A line of nothing but unknown tokens has nothing to mask; no pretraining batch would hold it either.
+        if len(body) >= least and not special.issuperset(body):
+            tally.kept += len(body)
+            yield np.array([*prefix, *body, *suffix], dtype=np.int32)
 
 
-def _cut(tokens: list[int], room: int) -> Iterator[list[int]]:
-    for start in range(0, len(tokens), room):
-        yield tokens[start : start + room]
+def _paragraphs(documents: Iterable[Iterable[str]], tokenizer: Any) -> Iterator[list[int] | None]:
+    """Tokenise documents, many paragraphs at once.
+
+    Yields:
+        The tokens of each paragraph, and None behind a document.
+    """
+    flat = chain.from_iterable(chain(document, (None,)) for document in documents)
+    while some := list(islice(flat, _AT_ONCE)):
+        text = [paragraph for paragraph in some if paragraph is not None]
+        encoded = iter(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else ())
+        yield from (None if paragraph is None else next(encoded) for paragraph in some)
 
 
 def special_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -174,21 +192,70 @@ def ready(rows: Rows, tokenizer: Any, max_length: int, option: str = "--max-leng
 
     Raises:
         GradvarError: If one is too long, or holds what is no token.
-    """
+    """  # noqa: DOC502
     assert rows.sequences is not None
+    return list(checked(rows.sequences, rows.source, tokenizer, max_length, option))
+
+
+def checked(
+    sequences: Iterable[tuple[int, ...]], source: str, tokenizer: Any, max_length: int, option: str = "--max-length"
+) -> Iterator[np.ndarray]:
+    """Check sequences one by one; see :func:`ready`.
+
+    Args:
+        sequences: Their ids.
+        source: Where they come from, for messages.
+        tokenizer: What they were made with.
+        max_length: Most tokens of one.
+        option: What the user calls it.
+
+    Yields:
+        ``[length]`` int32 ids.
+
+    Raises:
+        GradvarError: If one is too long, or holds what is no token.
+    """
     special = set(tokenizer.all_special_ids)
-    for number, sequence in enumerate(rows.sequences, 1):
+    for number, sequence in enumerate(sequences, 1):
         if len(sequence) > max_length:
             raise GradvarError(
-                f"{rows.source}, row {number}: {len(sequence)} tokens; pass {option} {len(sequence)} or cut it"
+                f"{source}, row {number}: {len(sequence)} tokens; pass {option} {len(sequence)} or cut it"
             )
         if min(sequence) < 0 or max(sequence) >= len(tokenizer):
             raise GradvarError(
-                f"{rows.source}, row {number}: token id {max(sequence) if min(sequence) >= 0 else min(sequence)} "
+                f"{source}, row {number}: token id {max(sequence) if min(sequence) >= 0 else min(sequence)} "
                 f"is not in the tokenizer's {len(tokenizer)} tokens; were these ids made with another tokenizer?"
             )
         if special.issuperset(sequence):
             raise GradvarError(
-                f"{rows.source}, row {number}: only special tokens, of which none can be masked; leave the row out"
+                f"{source}, row {number}: only special tokens, of which none can be masked; leave the row out"
             )
-    return [np.array(sequence, dtype=np.int32) for sequence in rows.sequences]
+        yield np.array(sequence, dtype=np.int32)
+
+
+def stream_sequences(
+    source: str | Path, tokenizer: Any, max_length: int, pack: bool, option: str = "--max-length"
+) -> Iterator[np.ndarray]:
+    """Turn a source of any size into sequences as they are asked for; the same ones as :func:`load_corpus`.
+
+    Args:
+        source: See :func:`~gradvar.huggingface.reading.stream_rows`.
+        tokenizer: A Hugging Face tokenizer with its special tokens.
+        max_length: Tokens of a sequence.
+        pack: Join the paragraphs of a document.
+        option: What the user calls ``max_length``.
+
+    Returns:
+        ``[length]`` int32 ids of each.
+
+    Raises:
+        GradvarError: When a part that cannot be read is reached.
+    """  # noqa: DOC502
+    rows = stream_rows(source)
+    first = next(rows, None)
+    if first is None:
+        return iter(())
+    values = (value for _, value in chain((first,), rows))
+    if first[0] == "input_ids":
+        return checked((tuple(ids) for ids in values), str(source), tokenizer, max_length, option)
+    return tokenised(values, tokenizer, max_length, pack, option=option)

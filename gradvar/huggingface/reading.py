@@ -8,16 +8,22 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gradvar.errors import GradvarError
 
 HUB_DOCUMENTS = 10_000
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
+_AT_ONCE = 1000  # rows of a parquet file
+_ENDS = 65536  # bytes at either end of a file, of its fingerprint
+_OPEN: dict[str, Callable[..., Any]] = {"": open, ".xz": lzma.open, ".gz": gzip.open}
+_DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".xz": lzma.decompress, ".gz": gzip.decompress}
+_BROKEN = (lzma.LZMAError, OSError, EOFError, zlib.error)
+Field = Literal["text", "input_ids"]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -52,39 +58,118 @@ def read_rows(source: str | Path) -> Rows:
         GradvarError: If there is no such file, or it cannot be read as what its name says.
     """
     path = Path(source)
-    if os.path.isdir(path):  # unlike Path.is_dir, no error where the name is too long
-        raise GradvarError(f"--data {source} is a folder; give one file, such as {path / 'text.txt'}")
-    if not os.path.exists(path):
+    if not _is_file(path):
         return _read_hub(str(source))
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise GradvarError(f"--data {source} cannot be read: {error.strerror}") from error
     digest = hashlib.sha256(raw).hexdigest()
-    raw, kind = _decompress(raw, path)
+    ending, kind = _format(path)
+    try:
+        raw = _DECOMPRESS[ending](raw)
+    except _BROKEN as error:
+        raise GradvarError(f"{path} is not a whole {ending} file: {error}") from error
     if not raw:
         raise GradvarError(f"--data {source} is empty; give a file with text")
     if kind == ".txt":
-        return Rows(str(source), digest, documents=_paragraphs(_decode(raw, path)))
-    records = _json_records(_decode(raw, path), path) if kind == ".jsonl" else _parquet_records(raw, path)
-    return _from_records(records, str(source), digest)
+        text = io.StringIO(_decode(raw, path), newline=None)
+        return Rows(str(source), digest, documents=tuple(map(tuple, _documents(text))))
+    if kind == ".jsonl":
+        return _collected(_json_records(io.StringIO(_decode(raw, path)), path), str(source), digest)
+    return _collected(_parquet_records(io.BytesIO(raw), path), str(source), digest)
 
 
-def _decompress(raw: bytes, path: Path) -> tuple[bytes, str]:
-    """Return the plain bytes and the format's suffix."""
+def stream_rows(source: str | Path) -> Iterator[tuple[Field, Iterable[Any]]]:
+    """Read the same sources a little at a time, however large they are; of a hub data set all of it.
+
+    Args:
+        source: As :func:`read_rows` takes it; a ``.parquet`` may not be compressed as a whole.
+
+    Yields:
+        ``("text", paragraphs)`` a document, its paragraphs to be taken before the next document is, or ``("input_ids",
+        ids)`` a sequence.
+
+    Raises:
+        GradvarError: If there is no such file, or when a part that cannot be read is reached.
+    """
+    path = Path(source)
+    if not _is_file(path):
+        yield from _values(_hub_records(str(source), None))
+        return
+    ending, kind = _format(path)
+    if kind == ".txt":
+        yield from (("text", document) for document in _documents(_lines(path, ending)))
+    elif kind == ".jsonl":
+        yield from _values(_json_records(_lines(path, ending), path))
+    elif ending:
+        raise GradvarError(f"{path}: a .parquet that is compressed as a whole cannot be streamed; unpack it")
+    else:
+        yield from _values(_parquet_records(path, path))
+
+
+def fingerprint(source: str | Path) -> str:
+    """Tell a source from others without reading all of it: by its size, its first and its last 64 KiB.
+
+    Args:
+        source: A path, or the name of a hub data set, which stands for itself.
+
+    Returns:
+        A hash.
+
+    Raises:
+        GradvarError: If a file cannot be read.
+    """
+    digest = hashlib.sha256(str(source).encode() if not _is_file(Path(source)) else b"")
+    if _is_file(Path(source)):
+        try:
+            with open(source, "rb") as stream:
+                size = stream.seek(0, os.SEEK_END)
+                for start in (0, max(0, size - _ENDS)):
+                    stream.seek(start)
+                    digest.update(stream.read(_ENDS))
+        except OSError as error:
+            raise GradvarError(f"--data {source} cannot be read: {error.strerror}") from error
+        digest.update(str(size).encode())
+    return digest.hexdigest()
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is there; unlike those of Path, no errors where the name is too long."""
+    if os.path.isdir(path):
+        raise GradvarError(f"--data {path} is a folder; give one file, such as {path / 'text.txt'}")
+    return os.path.exists(path)
+
+
+def _format(path: Path) -> tuple[str, str]:
+    """Return how a file is compressed, and what it is then."""
     name = path.name.lower()
-    for ending, decompress in ((".xz", lzma.decompress), (".gz", gzip.decompress)):
-        if name.endswith(ending):
-            name = name.removesuffix(ending)
-            try:
-                raw = decompress(raw)
-            except (lzma.LZMAError, OSError, EOFError, zlib.error) as error:
-                raise GradvarError(f"{path} is not a whole {ending} file: {error}") from error
-            break
-    kind = Path(name).suffix
+    ending = next((ending for ending in (".xz", ".gz") if name.endswith(ending)), "")
+    kind = Path(name.removesuffix(ending)).suffix
     if kind not in _SUFFIXES:
         raise GradvarError(f"{path}: unknown format '{kind}'; use {', '.join(_SUFFIXES)}, or one of them as .xz or .gz")
-    return raw, kind
+    return ending, kind
+
+
+def _lines(path: Path, ending: str) -> Iterator[str]:
+    """Read a text.
+
+    Yields:
+        Its lines.
+    """
+    number = 0
+    try:
+        with _OPEN[ending](path, "rt", encoding="utf-8-sig", newline=None) as stream:
+            for number, line in enumerate(stream, 1):
+                if "\0" in line:
+                    raise GradvarError(f"{path} is binary, not text (a zero byte in line {number}); give UTF-8 text")
+                yield line
+    except UnicodeDecodeError as error:
+        raise GradvarError(
+            f"{path} is not UTF-8 (after line {number}); convert it, e.g. with iconv -t utf-8"
+        ) from error
+    except _BROKEN as error:
+        raise GradvarError(f"{path} cannot be read after line {number}: {error}") from error
 
 
 def _decode(raw: bytes, path: Path) -> str:
@@ -96,21 +181,19 @@ def _decode(raw: bytes, path: Path) -> str:
         raise GradvarError(f"{path} is not UTF-8 (byte {error.start}); convert it, e.g. with iconv -t utf-8") from error
 
 
-def _paragraphs(text: str) -> tuple[tuple[str, ...], ...]:
-    """Split at blank lines into documents, and at line ends into paragraphs."""
-    documents: list[tuple[str, ...]] = []
-    current: list[str] = []
-    for line in [*io.StringIO(text, newline=None), ""]:  # str.splitlines would also split at rare separators
-        if line.strip():
-            current.append(line.strip())
-        elif current:
-            documents.append(tuple(current))
-            current = []
-    return tuple(documents)
+def _documents(lines: Iterable[str]) -> Iterator[Iterator[str]]:
+    """Split at blank lines into documents.
+
+    Yields:
+        The lines of each, which are its paragraphs.
+    """
+    for text, document in groupby(lines, key=lambda line: bool(line.strip())):
+        if text:
+            yield (line.strip() for line in document)
 
 
-def _json_records(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(io.StringIO(text), 1):
+def _json_records(lines: Iterable[str], path: Path) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -121,28 +204,32 @@ def _json_records(text: str, path: Path) -> Iterator[tuple[str, Any]]:
         yield f"{path}, line {number}", record
 
 
-def _parquet_records(raw: bytes, path: Path) -> Iterator[tuple[str, Any]]:
+def _parquet_records(source: Any, path: Path) -> Iterator[tuple[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 
+    number = 0
     try:
-        file = pyarrow.parquet.ParquetFile(io.BytesIO(raw))
+        file = pyarrow.parquet.ParquetFile(source)
         columns = [c for c in ("input_ids", "text") if c in file.schema_arrow.names][:1]
-        records = file.read(columns=columns).to_pylist()
+        for batch in file.iter_batches(batch_size=_AT_ONCE, columns=columns):
+            for record in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", record
     except (pyarrow.ArrowException, OSError) as error:
         raise GradvarError(f"{path} is not a parquet file: {str(error).splitlines()[0]}") from error
-    for number, record in enumerate(records, 1):
-        yield f"{path}, row {number}", record
 
 
-def _from_records(records: Iterator[tuple[str, Any]], source: str, digest: str) -> Rows:
-    """Take ``input_ids`` where the first record has them, else ``text``."""
-    documents: list[tuple[str, ...]] = []
-    sequences: list[tuple[int, ...]] = []
-    field = None
+def _values(records: Iterator[tuple[str, Any]]) -> Iterator[tuple[Field, tuple[Any, ...]]]:
+    """Take ``input_ids`` where the first record has them, else ``text``.
+
+    Yields:
+        Which of the two, and the value: paragraphs or ids.
+    """
+    field: Field | None = None
     for place, record in records:
         if field is None and isinstance(record, dict):
-            field = next((f for f in ("input_ids", "text") if f in record), None)
+            field = "input_ids" if "input_ids" in record else "text" if "text" in record else None
         if not isinstance(record, dict) or field is None or field not in record:
             raise GradvarError(f"{place}: has no field '{field or 'text'}'; every row needs 'text', or 'input_ids'")
         value = record[field]
@@ -152,18 +239,27 @@ def _from_records(records: Iterator[tuple[str, Any]], source: str, digest: str) 
             if SURROGATE.search(value):
                 raise GradvarError(f"{place}: 'text' holds half a surrogate pair, which is no character; remove it")
             if value.strip():
-                documents.append(tuple(line.strip() for line in io.StringIO(value, newline=None) if line.strip()))
+                yield field, tuple(line.strip() for line in io.StringIO(value, newline=None) if line.strip())
         else:
             if not isinstance(value, list) or not value or not all(type(i) is int for i in value):
                 raise GradvarError(f"{place}: 'input_ids' must be a list of at least one integer")
-            sequences.append(tuple(value))
-    if field == "input_ids":
-        return Rows(source, digest, sequences=tuple(sequences))
-    return Rows(source, digest, documents=tuple(documents))
+            yield field, tuple(value)
 
 
-def _read_hub(name: str) -> Rows:
-    """Read the first documents of the train split of a hub data set."""
+def _collected(records: Iterator[tuple[str, Any]], source: str, digest: str) -> Rows:
+    found = list(_values(records))
+    values = tuple(value for _, value in found)
+    if found and found[0][0] == "input_ids":
+        return Rows(source, digest, sequences=values)
+    return Rows(source, digest, documents=values)
+
+
+def _hub_records(name: str, most: int | None) -> Iterator[tuple[str, Any]]:
+    """Read the train split of a hub data set.
+
+    Yields:
+        A place for messages, and the row.
+    """
     missing = f"no data at '{name}': no such file"
     if name.startswith((".", "~", "/")) or name.endswith((*_SUFFIXES, ".xz", ".gz")) or not _HUB_NAME.fullmatch(name):
         raise GradvarError(f"{missing}; give the path of a .txt, .jsonl or .parquet file")
@@ -171,8 +267,16 @@ def _read_hub(name: str) -> Rows:
 
     try:
         stream = datasets.load_dataset(name, split="train", streaming=True)
-        records = [(f"{name}, row {n}", row) for n, row in enumerate(islice(stream, HUB_DOCUMENTS), 1)]
+        for number, row in enumerate(islice(stream, most), 1):
+            yield f"{name}, row {number}", row
+    except GradvarError:
+        raise
     except Exception as error:  # the library raises dozens of types here, all meaning "not to be had"
         raise GradvarError(f"{missing}, and the hub does not give it ({str(error).splitlines()[0]})") from error
+
+
+def _read_hub(name: str) -> Rows:
+    """Read the first documents."""
+    records = list(_hub_records(name, HUB_DOCUMENTS))
     digest = hashlib.sha256(json.dumps([row for _, row in records], default=str).encode()).hexdigest()
-    return _from_records(iter(records), name, digest)
+    return _collected(iter(records), name, digest)

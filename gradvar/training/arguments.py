@@ -31,13 +31,16 @@ _REFUSED: dict[str, tuple[Any, str]] = {
 }
 
 
-def adapted(args: TrainingArguments, model: nn.Module, seconds: float | None) -> TrainingArguments:
+def adapted(
+    args: TrainingArguments, model: nn.Module, seconds: float | None = None, tokens: int | None = None
+) -> TrainingArguments:
     """Copy arguments, and do to the model what the Trainer would do to it by them.
 
     Args:
         args: The user's, which stay as they are.
         model: The masked LM.
         seconds: Budget in seconds, or None.
+        tokens: Budget in tokens, if it is not known how many steps that takes.
 
     Returns:
         Arguments that :class:`transformers.Trainer` gets.
@@ -57,18 +60,22 @@ def adapted(args: TrainingArguments, model: nn.Module, seconds: float | None) ->
             f"the model's parameters are {str(halves.pop()).removeprefix('torch.')}, in which small updates are lost; "
             "load it with from_pretrained(…, dtype=torch.float32), and take bf16=True for its arithmetic"
         )
-    if seconds is not None and args.warmup_steps >= 1:
-        raise GradvarError("a budget in seconds takes warmup_steps as a share of it, below 1")
-    if seconds is not None and not seconds > 0:
-        raise GradvarError(f"a budget of {seconds} seconds is none; give more than 0")
+    open_ended = {unit: budget for unit, budget in (("seconds", seconds), ("tokens", tokens)) if budget is not None}
     in_steps = [name for name in args.lr_scheduler_kwargs or {} if name.endswith("_steps")]
-    if seconds is not None and in_steps:
-        raise GradvarError(f"lr_scheduler_kwargs: a budget in seconds has no number of steps to give {in_steps[0]} of")
+    for unit, budget in open_ended.items():
+        if not budget > 0:
+            raise GradvarError(f"a budget of {budget} {unit} is none; give more than 0")
+        if args.warmup_steps >= 1:
+            raise GradvarError(f"a budget in {unit} takes warmup_steps as a share of it, below 1")
+        if in_steps:
+            raise GradvarError(
+                f"lr_scheduler_kwargs: a budget in {unit} has no number of steps to give {in_steps[0]} of"
+            )
     args = copy.copy(args)
     args.ignore_data_skip = True  # the sampler begins where the run is
     if args.device.type == "cuda":
         args._n_gpu = 1  # several take torchrun; DataParallel knows no sums over ranks
-    if seconds is not None:
+    if open_ended:
         args.max_steps = ENDLESS
     checkpointing = [
         name for name in ("activation_checkpointing", "gradient_checkpointing") if getattr(args, name, None)

@@ -45,8 +45,9 @@ class Steps(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Say what is due."""
         trainer, order = self._trainer, self._trainer.order
-        state.epoch = order.epochs(state.global_step)
-        ended = int(state.epoch) > int(order.epochs(state.global_step - 1))
+        before, now = order.epochs(state.global_step - 1), order.epochs(state.global_step)
+        state.epoch = now  # type: ignore[assignment]  # of a stream nobody knows
+        ended = before is not None and now is not None and int(now) > int(before)
         if ended and not trainer.is_over:  # to the Trainer a run is one epoch, at whose end it acts itself
             control.should_log |= args.logging_strategy == "epoch"
             control.should_evaluate |= args.eval_strategy == "epoch"

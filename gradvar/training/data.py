@@ -8,8 +8,8 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
@@ -21,8 +21,8 @@ import torch
 from gradvar import checkpoints
 from gradvar.errors import GradvarError
 from gradvar.huggingface.checkpoint import locate, tokenizer_of
-from gradvar.huggingface.corpus import Tally, ready, tokenised
-from gradvar.huggingface.reading import Rows, read_rows
+from gradvar.huggingface.corpus import Tally, ready, stream_sequences, tokenised
+from gradvar.huggingface.reading import Rows, fingerprint, read_rows
 from gradvar.masking.hashing import hash_key, unit_interval
 from gradvar.training.recipe import Data
 
@@ -45,7 +45,7 @@ class Prepared:
     Attributes:
         folder: Where it lies.
         tokenizer: Hugging Face tokenizer.
-        train: Training sequences, memory-mapped; a column ``input_ids``.
+        train: Training sequences, memory-mapped, with a column ``input_ids``; or a stream of them.
         valid: Held-out sequences.
         counts: What became of either text: a :class:`~gradvar.huggingface.corpus.Tally` and ``sequences``, by split.
         sha256: Of the sequences and the vocabulary, however they came about.
@@ -53,14 +53,14 @@ class Prepared:
 
     folder: Path
     tokenizer: Any
-    train: datasets.Dataset
+    train: datasets.Dataset | StreamedText
     valid: datasets.Dataset
     counts: dict[str, dict[str, int]]
     sha256: str
 
     def summary(self) -> list[str]:
         """Say what there is, a line a split."""
-        lines = []
+        lines = [] if "train" in self.counts else ["train: read as it is needed, over and over"]
         for name, found in self.counts.items():
             tokens, dropped = found["tokens"], found["tokens"] - found["kept"]
             lines.append(
@@ -69,6 +69,32 @@ class Prepared:
                 f"unknown {found['unknown'] / max(1, tokens):.2%}"
             )
         return lines
+
+
+@dataclass(frozen=True)
+class StreamedText:
+    """A text as sequences, read and tokenised anew each time that it is gone through.
+
+    Attributes:
+        source: File or hub data set.
+        tokenizer: Hugging Face tokenizer.
+        max_length: Tokens of a sequence.
+        pack: Join the paragraphs of a document.
+    """
+
+    source: str
+    tokenizer: Any
+    max_length: int
+    pack: bool
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        """Go through it.
+
+        Yields:
+            ``input_ids``: ``[length]`` int32.
+        """
+        for ids in stream_sequences(self.source, self.tokenizer, self.max_length, self.pack, "data.max_length"):
+            yield {"input_ids": ids}
 
 
 def prepare(data: Data, cache: Path, checkpoint: str | None = None, last: Path | None = None) -> Prepared:
@@ -95,16 +121,21 @@ def prepare(data: Data, cache: Path, checkpoint: str | None = None, last: Path |
         if source is None
         else tokenizer_of(last or locate(source, "data.tokenizer.source" if data.tokenizer.source else "model.source"))
     )
-    digests = [_digest(name) for name in (data.train, data.valid) if name is not None]
+    if data.streaming and tokenizer is None:
+        raise GradvarError(
+            "a text that is streamed trains no vocabulary; give data.tokenizer.source, such as another run's folder"
+        )
+    named = [name for name in (data.train, data.valid) if name is not None]
+    digests = [(fingerprint if data.streaming else _digest)(name) for name in named]
     if data.valid is not None and digests[0] == digests[1]:
         raise GradvarError(
             f"{data.train} and {data.valid} are the same text; hold out another one, or leave data.valid away"
         )
     decides = {
         "format": _FORMAT,
-        "data": digests,
-        "kinds": [_kind(name) for name in (data.train, data.valid) if name is not None],
-        "split": None if data.valid else ["by content", data.valid_share],
+        "data": [_digest(name) for name in named[1:]] if data.streaming else digests,
+        "kinds": [_kind(name) for name in (named[1:] if data.streaming else named)],
+        "split": "held out alone" if data.streaming else None if data.valid else ["by content", data.valid_share],
         "max_length": data.max_length,
         "pack": data.pack,
         "tokenizer": _spec(data) if tokenizer is None else _fingerprint(tokenizer),
@@ -114,12 +145,21 @@ def prepare(data: Data, cache: Path, checkpoint: str | None = None, last: Path |
     folder = cache / f"text-{sha256[:16]}"
     if not checkpoints.is_whole(folder):
         _make(data, tokenizer, folder)
-    return _load(folder)
+    prepared = _load(folder)
+    if not data.streaming:
+        return prepared
+    train = StreamedText(data.train, prepared.tokenizer, data.max_length, data.pack)
+    sha256 = hashlib.sha256((digests[0] + prepared.sha256).encode()).hexdigest()
+    return replace(prepared, train=train, sha256=sha256)
 
 
 def _make(data: Data, tokenizer: Any, folder: Path) -> None:
     """Write a folder of sequences under a temporary name, and rename it."""
-    train, valid = _splits(data, tokenizer)
+    if data.streaming:
+        assert data.valid is not None
+        splits = {"valid": _whole(data.valid, tokenizer, data.max_length)}
+    else:
+        splits = dict(zip(("train", "valid"), _splits(data, tokenizer), strict=True))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".text-", dir=folder.parent))
@@ -127,10 +167,10 @@ def _make(data: Data, tokenizer: Any, folder: Path) -> None:
         raise GradvarError(f"the cache {folder.parent} cannot be written ({error.strerror}); give --cache") from error
     try:
         if tokenizer is None:
-            tokenizer = train_tokenizer(train, data)
+            tokenizer = train_tokenizer(splits["train"], data)
         tokenizer.save_pretrained(partial / "tokenizer")
         counts, content = {}, [_vocabulary(tokenizer)]
-        for name, rows in (("train", train), ("valid", valid)):
+        for name, rows in splits.items():
             counts[name], digest = _write(rows, tokenizer, data, partial / f"{name}.arrow")
             content.append(digest)
         made = {"counts": counts, "sha256": hashlib.sha256("".join(content).encode()).hexdigest()}
@@ -154,24 +194,29 @@ def _load(folder: Path) -> Prepared:
 
     from gradvar.huggingface.checkpoint import quiet
 
-    with quiet():
-        train, valid = (datasets.Dataset.from_file(str(folder / f"{name}.arrow")) for name in ("train", "valid"))
     made = json.loads((folder / _COUNTS).read_text())
-    return Prepared(folder, tokenizer_of(folder / "tokenizer"), train, valid, made["counts"], made["sha256"])
+    with quiet():
+        splits = {name: datasets.Dataset.from_file(str(folder / f"{name}.arrow")) for name in made["counts"]}
+    tokenizer, valid = tokenizer_of(folder / "tokenizer"), splits["valid"]
+    return Prepared(folder, tokenizer, splits.get("train", valid), valid, made["counts"], made["sha256"])
+
+
+def _whole(source: str, tokenizer: Any, max_length: int) -> Rows:
+    """Read a text."""
+    rows = read_rows(source)
+    if rows.sequences is not None:
+        if tokenizer is None:
+            raise GradvarError(
+                f"{rows.source} holds input_ids, which need the tokenizer that made them; give data.tokenizer.source"
+            )
+        ready(rows, tokenizer, max_length, "data.max_length")  # with the rows' numbers in the file
+    return rows
 
 
 def _splits(data: Data, tokenizer: Any) -> tuple[Rows, Rows]:
     """Read both texts, or hold out documents of one: which ones is a hash of what they say."""
     assert data.train is not None
-    texts = [read_rows(name) for name in (data.train, data.valid) if name is not None]
-    for rows in texts:
-        if rows.sequences is not None:
-            if tokenizer is None:
-                raise GradvarError(
-                    f"{rows.source} holds input_ids, which need the tokenizer that made them; give "
-                    "data.tokenizer.source"
-                )
-            ready(rows, tokenizer, data.max_length, "data.max_length")  # with the rows' numbers in the file
+    texts = [_whole(name, tokenizer, data.max_length) for name in (data.train, data.valid) if name is not None]
     whole = texts[0]
     if len(texts) == 2:
         return whole, texts[1]

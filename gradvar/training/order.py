@@ -116,6 +116,24 @@ class Steps(Protocol):
         """List the sequences of a step, a multiple of :attr:`batch`."""
 
 
+def check_shared(batch: int, accumulation: int, world: int) -> None:
+    """Refuse steps that cannot be shared out.
+
+    Args:
+        batch: Sequences of a step.
+        accumulation: Micro-batches of a step on each process.
+        world: Number of processes.
+
+    Raises:
+        GradvarError: If they cannot.
+    """
+    if batch % (accumulation * world):
+        raise GradvarError(
+            f"{batch} sequences a step cannot be shared among {world} processes with {accumulation} micro-batches "
+            "each; give a multiple"
+        )
+
+
 class RankBatches:
     """What one rank loads, micro-batch by micro-batch, from whatever step the run is at; it has no end.
 
@@ -130,12 +148,7 @@ class RankBatches:
     """
 
     def __init__(self, order: Steps, accumulation: int, rank: int, world: int, start: Callable[[], int]) -> None:
-        parts = accumulation * world
-        if order.batch % parts:
-            raise GradvarError(
-                f"{order.batch} sequences a step cannot be shared among {world} processes with {accumulation} "
-                "micro-batches each; give a multiple"
-            )
+        check_shared(order.batch, accumulation, world)
         self._order, self._accumulation, self._rank, self._world = order, accumulation, rank, world
         self._start = start
 

@@ -80,6 +80,9 @@ class Data(Section):
         valid_share: Share of the documents that are held out then.
         max_length: Tokens of a sequence, special tokens included.
         pack: Join the paragraphs of a document and cut them; otherwise a line is a sequence.
+        streaming: Read the training text as it is needed, over and over, instead of tokenising it beforehand; it takes
+            a held-out text and a vocabulary of their own.
+        block: Sequences of a stream that are shuffled together, and held in memory.
         tokenizer: The vocabulary.
     """
 
@@ -88,7 +91,15 @@ class Data(Section):
     valid_share: Share = 0.02
     max_length: Length = 128
     pack: bool = True
+    streaming: bool = False
+    block: Count = 10_000
     tokenizer: Tokenizer = Tokenizer()
+
+    @model_validator(mode="after")
+    def _held_out(self) -> Data:
+        if self.streaming and self.valid is None:
+            raise ValueError("'streaming' takes a held-out text of its own; give data.valid")
+        return self
 
 
 class Model(Section):

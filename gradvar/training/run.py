@@ -134,7 +134,7 @@ def resume(run: Path, console: Console, cache: Path | None = None, cpu: bool = F
             f"{path} was changed since the run began ({', '.join(keys)}); restore it, or start a new run with it"
         )
     evaluated, looked = _last_words(run, last)
-    if _is_finished(recipe, saved, last) and evaluated and (looked or not recipe.watch.every):
+    if saved["progress"] >= 1 and evaluated and (looked or not recipe.watch.every):
         console.print("this run is finished; there is nothing to go on with", highlight=False)
         done = checkpoints.step_of(last)
         return Ended(run, last, evaluated, done, None, saved["drawn_by"], saved["elapsed"])
@@ -160,6 +160,13 @@ def _run(
     saved = json.loads((last / STATE).read_text()) if last else {}
     if last and saved["data_sha256"] != prepared.sha256:
         raise GradvarError(f"{recipe.data.train} is another text than the run began with; restore it, or start anew")
+    if last and recipe.data.streaming:
+        console.print(
+            f"reading the stream again up to step {checkpoints.step_of(last):,}, from where the run goes on; nothing "
+            "is trained on twice",
+            highlight=False,
+            soft_wrap=True,
+        )
     if recipe.watch.every and len(prepared.valid) < FEWEST:
         raise GradvarError(
             f"watch.every takes {FEWEST} held-out sequences, of which there are {len(prepared.valid)}; give more text"
@@ -169,7 +176,6 @@ def _run(
         trainer.extra_state = {
             "recipe": recipe.model_dump(mode="json"),
             "data_sha256": prepared.sha256,
-            "max_steps": trainer.args.max_steps,
             "max_length": recipe.data.max_length,
         }
         _introduce(trainer, console)
@@ -184,7 +190,7 @@ def _run(
         interruption.listen()
         try:
             try:
-                if last and _is_finished(recipe, saved, last):  # but for its last words
+                if last and saved["progress"] >= 1:  # but for its last words
                     trainer.go_to(last)
                     interruption.listen_after_saving()
                     if first:
@@ -251,6 +257,7 @@ def _trainer(
             seconds=recipe.training.seconds,
             tokens=recipe.training.tokens,
             max_length=None if length is None else Schedule.of(length),
+            block=recipe.data.block,
         )
     if args.process_index == 0 and last is None:
         head = f"# {command()}\n# {', '.join(f'{name} {value}' for name, value in versions().items())}\n"
@@ -359,9 +366,3 @@ def _boards(recipe: Recipe, out: Path, last: Path | None, first: bool) -> list[A
     with written(out):
         purged = checkpoints.step_of(last) + 1 if last else None
         return [Board(SummaryWriter(str(path), purge_step=purged))]  # type: ignore[no-untyped-call]
-
-
-def _is_finished(recipe: Recipe, saved: dict[str, Any], last: Path) -> bool:
-    if recipe.training.seconds is not None:
-        return bool(saved["elapsed"] >= recipe.training.seconds)
-    return checkpoints.step_of(last) >= saved["max_steps"]

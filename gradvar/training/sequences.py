@@ -18,11 +18,11 @@ from gradvar.errors import GradvarError
 from gradvar.huggingface.checkpoint import longest_sequence
 from gradvar.huggingface.corpus import special_frame
 from gradvar.huggingface.vocabulary import Vocabulary
-from gradvar.training.order import Place, RankBatches
+from gradvar.training.order import Place
 from gradvar.training.pieces import Frame, Units, piece, units_of
 
 _AT_ONCE = 1000  # sequences
-_LOOKED_AT = 256  # sequences that tell how long sequences are
+LOOKED_AT = 256  # sequences that tell how long sequences are
 
 
 class Limits(NamedTuple):
@@ -47,6 +47,71 @@ class Limits(NamedTuple):
         return cls(len(tokenizer), longest_sequence(model, tokenizer), frame, frozenset(tokenizer.all_special_ids))
 
 
+def check_dataset(dataset: Any, name: str) -> None:
+    """Refuse what is no data set.
+
+    Args:
+        dataset: What was given.
+        name: What the user calls it.
+
+    Raises:
+        GradvarError: If it is text, a dict, or cannot be gone through again.
+    """
+    if isinstance(dataset, str):
+        raise GradvarError(f"{name} is text ('{dataset[:20]}'); give tokenised sequences")
+    if isinstance(dataset, Mapping):
+        raise GradvarError(f"{name} is a dict ({', '.join(map(str, dataset))}); give one data set")
+    if not hasattr(dataset, "__iter__") and not is_numbered(dataset):
+        raise GradvarError(f"{name} is a {type(dataset).__name__}; give a data set of tokenised sequences")
+    if hasattr(dataset, "__next__"):
+        raise GradvarError(
+            f"{name} is a {type(dataset).__name__}, which can be gone through only once; give a data set that can be "
+            "gone through again"
+        )
+
+
+def is_numbered(dataset: Any) -> bool:
+    """Whether a data set has a length, and items by number; otherwise it is a stream."""
+    return hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+
+
+def ids_of(item: Any, row: int, name: str, limits: Limits) -> np.ndarray:
+    """Take the tokens of a sequence from an item of a data set.
+
+    Args:
+        item: It, with ``input_ids``; ``attention_mask`` says what is padding.
+        row: Its number.
+        name: What the user calls the data set.
+        limits: Of the model.
+
+    Returns:
+        ``[length]`` int64 ids.
+
+    Raises:
+        GradvarError: If it is none, or the model does not take it.
+    """
+    if not isinstance(item, Mapping) or "input_ids" not in item:
+        held = f"has {', '.join(map(str, item))}" if isinstance(item, Mapping) else f"is a {type(item).__name__}"
+        raise GradvarError(f"sequence {row} of {name} {held}; tokenise it: it needs input_ids")
+    ids = _array(item["input_ids"])
+    attended = _array(item["attention_mask"]) if "attention_mask" in item else np.ones_like(ids)
+    if ids.ndim != 1 or attended.shape != ids.shape or not attended.any():
+        raise GradvarError(f"input_ids of sequence {row} of {name} are no list of tokens, or are all masked")
+    ids = ids[attended.astype(bool)]
+    if ids.min() < 0 or ids.max() >= limits.tokens:
+        wrong = ids.max() if ids.min() >= 0 else ids.min()
+        raise GradvarError(
+            f"sequence {row} of {name} holds token {wrong}, which is none of the tokenizer's {limits.tokens}; tokenise "
+            "it by processing_class"
+        )
+    if len(ids) > limits.positions:
+        raise GradvarError(
+            f"sequence {row} of {name} has {len(ids)} tokens, beyond the {limits.positions} positions of the model; "
+            "cut it"
+        )
+    return ids
+
+
 class Sequences(Dataset):  # type: ignore[type-arg]
     """Sequences as arrays of ids, by number or by place.
 
@@ -61,15 +126,7 @@ class Sequences(Dataset):  # type: ignore[type-arg]
 
     def __init__(self, dataset: Any, name: str, limits: Limits) -> None:
         self._name, self._limits = name, limits
-        if isinstance(dataset, str):
-            raise GradvarError(f"{name} is text ('{dataset[:20]}'); give tokenised sequences")
-        if isinstance(dataset, Mapping):
-            raise GradvarError(f"{name} is a dict ({', '.join(map(str, dataset))}); give one data set")
-        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-            raise GradvarError(
-                f"{name} is a {type(dataset).__name__}; give a data set with a length and items by number, as the "
-                "sequences of a step follow from their numbers"
-            )
+        check_dataset(dataset, name)
         if len(dataset) == 0:
             raise GradvarError(f"{name} holds no sequence")
         transformed = getattr(dataset, "format", {}).get("type") == "custom"  # by a function of the user's
@@ -83,30 +140,7 @@ class Sequences(Dataset):  # type: ignore[type-arg]
 
     def __getitem__(self, row: int) -> np.ndarray:
         """Return ``[length]`` int64 ids."""
-        item: Mapping[str, Any] = self._dataset[int(row)]
-        if not isinstance(item, Mapping) or "input_ids" not in item:
-            held = f"has {', '.join(map(str, item))}" if isinstance(item, Mapping) else f"is a {type(item).__name__}"
-            raise GradvarError(f"sequence {row} of {self._name} {held}; tokenise it: it needs input_ids")
-        ids = _array(item["input_ids"])
-        attended = _array(item["attention_mask"]) if "attention_mask" in item else np.ones_like(ids)
-        return self._checked(row, ids, attended)
-
-    def _checked(self, row: int, ids: np.ndarray, attended: np.ndarray) -> np.ndarray:
-        if ids.ndim != 1 or attended.shape != ids.shape or not attended.any():
-            raise GradvarError(f"input_ids of sequence {row} of {self._name} are no list of tokens, or are all masked")
-        ids = ids[attended.astype(bool)]
-        if ids.min() < 0 or ids.max() >= self._limits.tokens:
-            wrong = ids.max() if ids.min() >= 0 else ids.min()
-            raise GradvarError(
-                f"sequence {row} of {self._name} holds token {wrong}, which is none of the tokenizer's "
-                f"{self._limits.tokens}; tokenise it by processing_class"
-            )
-        if len(ids) > self._limits.positions:
-            raise GradvarError(
-                f"sequence {row} of {self._name} has {len(ids)} tokens, beyond the {self._limits.positions} "
-                "positions of the model; cut it"
-            )
-        return ids
+        return ids_of(self._dataset[int(row)], row, self._name, self._limits)
 
     def __getitems__(self, places: Sequence[Place]) -> list[tuple[Place, np.ndarray]]:
         """Return those of a micro-batch, or the pieces of them that are shown, each with its place."""
@@ -127,12 +161,12 @@ class Sequences(Dataset):  # type: ignore[type-arg]
             return
         for start in range(0, len(self), _AT_ONCE):
             for row, ids in enumerate(self._dataset[start : start + _AT_ONCE]["input_ids"], start):
-                yield self._checked(row, _array(ids), np.ones(len(ids)))
+                yield ids_of({"input_ids": ids}, row, self._name, self._limits)
 
     @property
     def longest(self) -> int:
         """Tokens of the longest of the first sequences, which tell what the others are like."""
-        return max(len(self[i]) for i in range(min(len(self), _LOOKED_AT)))
+        return max(len(self[i]) for i in range(min(len(self), LOOKED_AT)))
 
     def totals(self, vocabulary: Vocabulary) -> Tensor:
         """``[rows]`` maskable positions of each; takes a pass over the data."""
@@ -172,12 +206,11 @@ def collate(sequences: list[tuple[Place, np.ndarray]]) -> dict[str, Tensor]:
     }
 
 
-def loader(sequences: Sequences, batches: RankBatches, workers: int, **options: Any) -> DataLoader:  # type: ignore[type-arg]
-    """Load the micro-batches of a rank, in order and without end.
+def loader(data: Any, workers: int, **options: Any) -> DataLoader:  # type: ignore[type-arg]
+    """Load micro-batches, in order and without end.
 
     Args:
-        sequences: The data.
-        batches: Which of them.
+        data: Sequences, with a ``batch_sampler`` and :func:`collate` among the options, or a stream of micro-batches.
         workers: Processes that load.
         **options: As :class:`torch.utils.data.DataLoader` takes them.
 
@@ -185,9 +218,7 @@ def loader(sequences: Sequences, batches: RankBatches, workers: int, **options: 
         The loader.
     """
     return DataLoader(
-        sequences,
-        batch_sampler=batches,
-        collate_fn=collate,
+        data,
         num_workers=workers,
         worker_init_fn=_Deaf() if workers else None,
         generator=torch.Generator(),  # so that workers take nothing from the random numbers of dropout

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,12 @@ from gradvar.training.joint import JointModel
 from gradvar.training.learner import Tallies
 from gradvar.training.optimizers import check_given, forget, groups, is_known
 from gradvar.training.order import RankBatches
-from gradvar.training.phases import phases_of
+from gradvar.training.phases import Phases, phases_of
 from gradvar.training.recipe import Evaluation, MapNetTraining, Masking, masks_of
 from gradvar.training.saving import WholeCheckpoints
 from gradvar.training.schedule import Schedule
-from gradvar.training.sequences import Limits, Sequences, loader
+from gradvar.training.sequences import Limits, Sequences, collate, is_numbered, loader
+from gradvar.training.streaming import BLOCK, Stream
 
 _MOST_SKIPPED = 10  # steps in a row without a finite loss or gradient
 _SIGNALS = 65  # numbers of signals
@@ -59,7 +61,8 @@ class MaskProposalTrainer(WholeCheckpoints):
     Args:
         model: Hugging Face masked LM.
         args: Arguments of the Trainer.
-        train_dataset: Sequences by number, each with ``input_ids``; ``attention_mask`` says what is padding.
+        train_dataset: Sequences by number, or one after another (see :class:`~gradvar.training.streaming.Stream`), each
+            with ``input_ids``; ``attention_mask`` says what is padding.
         eval_dataset: Held-out sequences; None evaluates nothing.
         processing_class: The tokenizer.
         masking: How masks are chosen, or a proposal's text, such as ``mapnet/pps``.
@@ -70,6 +73,7 @@ class MaskProposalTrainer(WholeCheckpoints):
         tokens: Budget in tokens that the model is shown, each mask anew, in their place.
         max_length: Tokens of a sequence by the share of the budget that is used; longer ones are cut into pieces, of
             which a step sees as many more. None shows whole sequences.
+        block: Sequences that are shuffled together, where they come one after another.
         optimizers: As the Trainer takes them; an optimizer gets the MAPNet's parameters in a group of their own.
         callbacks: As the Trainer takes them.
 
@@ -103,17 +107,20 @@ class MaskProposalTrainer(WholeCheckpoints):
         seconds: float | None = None,
         tokens: int | None = None,
         max_length: Schedule | None = None,
+        block: int = BLOCK,
         optimizers: Any = (None, None),
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         if processing_class is None:
             raise GradvarError("processing_class is None; give the tokenizer, which says what the mask token is")
-        args = adapted(args, model, seconds)
+        streamed = not is_numbered(train_dataset)
+        args = adapted(args, model, seconds, tokens if streamed else None)
         masking = _masking(masking)
         if isinstance(eval_dataset, dict):
             raise GradvarError("eval_dataset is a dict; give one data set, and call evaluate with the others")
         limits = Limits.of(model, processing_class)
-        self._sequences = Sequences(train_dataset, "train_dataset", limits)
+        kind: Any = partial(Stream, block=block) if streamed else Sequences
+        self._sequences: Sequences | Stream = kind(train_dataset, "train_dataset", limits)
         self._longest = self._sequences.longest
         if eval_dataset is not None:
             Sequences(eval_dataset, "eval_dataset", limits)  # refuses what is none
@@ -124,24 +131,12 @@ class MaskProposalTrainer(WholeCheckpoints):
                 f"{micro} cells at once on a device (the batch over processes and micro-batches) are no multiple of "
                 f"the {masks} masks of a sentence; give another batch"
             )
-        cells = micro * args.gradient_accumulation_steps * args.world_size
-        batch = cells // masks
-        if args.max_steps <= 0:
-            args.max_steps = math.ceil(args.num_train_epochs * len(self._sequences) / batch)
-        self.order = phases_of(
-            self._sequences,
-            max_length,
-            batch,
-            args.seed,
-            steps=None if tokens else args.max_steps,
-            tokens=tokens,
-            shown=masks,
-        )
-        if tokens is not None:
-            args.max_steps = self.order.steps
+        batch = micro * args.gradient_accumulation_steps * args.world_size // masks
+        self.order = self._order(args, batch, tokens, max_length)
         self._totals = self._targets()
         self._counted = (-1, 0.0)  # phase and mask rate that targets were counted for
         self.seconds, self.elapsed, self._clock = seconds, 0.0, Clock()
+        self._most_tokens = tokens if streamed else None
         self.evaluation = evaluation
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         self.held_out = HeldOut(joint, processing_class, limits)
@@ -186,6 +181,32 @@ class MaskProposalTrainer(WholeCheckpoints):
             token_counts=sequences.token_counts(vocabulary) if rare else None,
         )
 
+    def _order(
+        self, args: TrainingArguments, batch: int, tokens: int | None, max_length: Schedule | None
+    ) -> Phases | Stream:
+        """Plan which sequences each step sees, and how many steps there are, where that is known beforehand."""
+        if isinstance(self._sequences, Stream):
+            if max_length is not None:
+                raise GradvarError(
+                    "train_dataset is a stream, which is shown as it comes; leave training.max_length out"
+                )
+            if args.max_steps <= 0:
+                raise GradvarError("train_dataset is a stream, which has no length; give max_steps, tokens or seconds")
+            places = (args.gradient_accumulation_steps, args.process_index, args.world_size)
+            return self._sequences.planned(batch, args.seed, *places, start=self._at)
+        if args.max_steps <= 0:
+            args.max_steps = math.ceil(args.num_train_epochs * len(self._sequences) / batch)
+        budget = {"steps": args.max_steps} if tokens is None else {"tokens": tokens}
+        masks = self.joint.masks
+        phases = phases_of(self._sequences, max_length, batch, args.seed, shown=masks, **budget)
+        if tokens is not None:
+            args.max_steps = phases.steps
+        return phases
+
+    def _at(self) -> int:
+        """Return the step that the run is at."""
+        return self.state.global_step
+
     def _targets(self) -> list[Tensor]:
         """Count, where it matters, the maskable positions of all sequences or pieces, by phase."""
         joint = self.joint
@@ -193,6 +214,7 @@ class MaskProposalTrainer(WholeCheckpoints):
         if joint.masking.weighting == "sentence" and cells == 1:
             return []
         whole = self._sequences.totals(joint.masked.vocabulary)
+        assert isinstance(self.order, Phases)
         totals = [whole if part.units is None else torch.from_numpy(part.units.totals) for part in self.order.parts]
         for part in totals if cells > 1 else ():
             check_fits(cells, part, target_count(part, max(joint.mask_rates.values)))
@@ -212,22 +234,17 @@ class MaskProposalTrainer(WholeCheckpoints):
 
     def get_train_dataloader(self) -> DataLoader:  # type: ignore[type-arg]
         """Load the sequences of this rank, from the step that the run is at; without end."""
-        args = self.args
-        batches = RankBatches(
-            self.order,
-            args.gradient_accumulation_steps,
-            args.process_index,
-            args.world_size,
-            lambda: self.state.global_step,
-        )
-        workers = args.dataloader_num_workers
-        return loader(
-            self._sequences,
-            batches,
-            workers,
-            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
-            prefetch_factor=args.dataloader_prefetch_factor if workers else None,
-        )
+        args, workers = self.args, self.args.dataloader_num_workers
+        options: dict[str, Any] = {"pin_memory": args.dataloader_pin_memory and args.device.type == "cuda"}
+        if isinstance(self.order, Stream):
+            workers = min(1, workers)  # each of several would read all of it
+            options["batch_size"] = None
+        else:
+            places = (args.gradient_accumulation_steps, args.process_index, args.world_size)
+            options |= {"batch_sampler": RankBatches(self.order, *places, start=self._at), "collate_fn": collate}
+        if workers:
+            options["prefetch_factor"] = args.dataloader_prefetch_factor
+        return loader(self._sequences, workers, **options)
 
     # ---- optimisation
 
@@ -284,8 +301,8 @@ class MaskProposalTrainer(WholeCheckpoints):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Make the schedule; where the budget is in seconds, it follows the clock."""
-        if self.seconds is None:
+        """Make the schedule; where the number of steps is not known, it follows the share of the budget."""
+        if self.seconds is None and self._most_tokens is None:
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
             schedule = super().create_scheduler(VIRTUAL, optimizer)
@@ -295,9 +312,11 @@ class MaskProposalTrainer(WholeCheckpoints):
     @property
     def progress(self) -> float:
         """Share of the budget that is used."""
-        if self.seconds is None:
-            return self.state.global_step / self.args.max_steps
-        return self.elapsed / self.seconds
+        if self.seconds is not None:
+            return self.elapsed / self.seconds
+        if self._most_tokens is not None:
+            return self.tokens / self._most_tokens
+        return self.state.global_step / self.args.max_steps
 
     @property
     def is_over(self) -> bool:
@@ -429,7 +448,7 @@ class MaskProposalTrainer(WholeCheckpoints):
         """Return what the run knows beside the model, as plain JSON."""
         state: dict[str, Any] = {"elapsed": self.elapsed, "tokens": self.tokens, "meters": self._meters}
         state |= {"skipped": self._skipped, "in_a_row": self.in_a_row, "drawn_by": self.joint.in_words}
-        return state | {"max_length": self._longest} | self.extra_state
+        return state | {"max_length": self._longest, "progress": self.progress} | self.extra_state
 
     def restore_run(self, state: dict[str, Any]) -> None:
         """Know what :meth:`run_state` said."""
