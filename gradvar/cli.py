@@ -8,6 +8,7 @@ import typer
 from gradvar.commands.compare import compare
 from gradvar.commands.decompose import decompose
 from gradvar.commands.fit_mapnet import fit_mapnet
+from gradvar.commands.runs import runs
 from gradvar.commands.tokens import tokens
 from gradvar.commands.train import train
 from gradvar.console import speaks
@@ -61,5 +62,5 @@ def root(
     """Where the noise in a pretraining gradient comes from, and what would remove it."""
 
 
-for command in (decompose, compare, tokens, fit_mapnet, train):
+for command in (decompose, compare, tokens, fit_mapnet, train, runs):
     app.command()(command)
