@@ -130,7 +130,7 @@ def render_page(result: Shown) -> str:
     tokens = result if isinstance(result, TokenScores) else getattr(result, "tokens", None)
     view = _views(result)
     return _template().render(
-        **view,
+        **{"details": []} | view,
         source=result.provenance.get("checkpoint"),
         pictures=[_picture(name, figure) for name, figure in _drawn(result).items()],
         blocks=[] if tokens is None else [_block(i, s, tokens) for i, s in enumerate(tokens.sentences, 1)],

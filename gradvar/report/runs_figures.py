@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from gradvar.report.figures import COLOURS, GREY
 from gradvar.report.runs import UNITS
@@ -24,7 +25,6 @@ _REST = "#BBBBBB"
 _AXES = {"steps": "optimizer steps", "tokens": "tokens shown, millions", "seconds": "seconds of training"}
 _SCALES = {"steps": 1.0, "tokens": 1e6, "seconds": 1.0}
 _LOOKS = {"variance": ("variance/mask", "variance/data"), "mapnet": ("mapnet/", "proposal/variance_ratio")}
-_WIDE = 90  # letters of a line of a title
 _SPREAD = 30.0  # ratio of the longest and the shortest arm from which on an axis is logarithmic
 
 
@@ -40,7 +40,7 @@ def shows(result: RunComparison, kind: str) -> bool:
 
 def loss_figure(result: RunComparison) -> Figure:
     """Held-out loss against steps, tokens and seconds: thin lines are runs, bold ones means over seeds."""
-    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
     panels = figure.subplots(1, len(UNITS), sharey=True)
     for axes, unit in zip(panels, UNITS, strict=True):
         for arm, colour in reversed(_coloured(result.arms)):
@@ -59,30 +59,23 @@ def loss_figure(result: RunComparison) -> Figure:
         axes.set_xlabel(_AXES[unit])
         axes.grid(alpha=0.3)
     for target in result.targets:
-        panels[0].annotate(
-            nats(target),
-            (0.01, target),
-            xycoords=panels[0].get_yaxis_transform(),
-            xytext=(0, 2),
-            textcoords="offset points",
-            color=GREY,
-            fontsize=8,
-        )
+        place = {"xycoords": panels[-1].get_yaxis_transform(), "va": "center"}
+        panels[-1].annotate(nats(target), (1.01, target), **place, color=GREY, fontsize=8)
     panels[0].set_ylabel("held-out loss, nats a target")
-    _legend(figure, result, 3)
+    _legend(figure, _coloured(result.arms), 3, dashed=True)
     _title(figure, _loss_title(result))
     return figure
 
 
 def variance_figure(result: RunComparison) -> Figure:
     """Mask and data variance of one cell's gradient through training, with intervals."""
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
     names = {"variance/mask": "mask variance of one cell", "variance/data": "data variance of one cell"}
     for axes, (name, label) in zip(figure.subplots(1, 2), names.items(), strict=True):
         _looks(axes, result, name, floor=0.0)
         axes.set_yscale("log")
-        axes.set_ylabel(f"{label} (squared gradient units), 95 %")
-    _legend(figure, result, 2)
+        axes.set_ylabel(f"{label}\n(squared gradient units), 95 %")
+    _legend(figure, _with(result, *names), 2)
     _title(figure, _variance_title(result))
     return figure
 
@@ -95,15 +88,15 @@ def mapnet_figure(result: RunComparison) -> Figure:
         "exponent": _use_panel,
         "proposal/variance_ratio": _ratio_panel,
     }
-    shown = [panel for name, panel in panels.items() if _has(result, name)]
+    shown = [panel for name, panel in panels.items() if _has(result.arms, name)]
     rows = -(-len(shown) // 2)
-    figure = Figure(figsize=(10, 0.9 + 3.2 * rows), layout="constrained")
+    figure = Figure(figsize=(10, 0.5 + 3.2 * rows), layout="constrained")
     grid = figure.subplots(rows, min(2, len(shown)), squeeze=False).flat
     for axes, panel in zip(grid, shown, strict=False):
         panel(axes, result)
     for axes in list(grid)[len(shown) :]:
         axes.remove()
-    _legend(figure, result, 2)
+    _legend(figure, _with(result, *panels), 2)
     _title(figure, _mapnet_title(result))
     return figure
 
@@ -146,8 +139,8 @@ def _ratio_panel(axes: Axes, result: RunComparison) -> None:
     axes.set_ylabel("mask variance over that of\nuniform masks, 95 %")
 
 
-def _has(result: RunComparison, name: str) -> bool:
-    runs = [run for arm in result.arms for run in arm.runs]
+def _has(arms: Sequence[Arm], name: str) -> bool:
+    runs = [run for arm in arms for run in arm.runs]
     if name == "exponent":
         return any(run.used for run in runs)
     return any(name in look for run in runs for look in run.looks)
@@ -200,24 +193,34 @@ def _mean_curve(arm: Arm, unit: str) -> tuple[list[float], list[float]]:
     return x, [sum(each[step].loss for each in by_step) / len(by_step) for step in steps]
 
 
-def _legend(figure: Figure, result: RunComparison, columns: int) -> None:
-    """Name the arms below the panels."""
+def _legend(figure: Figure, arms: Sequence[tuple[Arm, str]], columns: int, dashed: bool = False) -> None:
+    """Name the arms below the panels, in room of their own."""
     handles: list[Any] = []
-    from matplotlib.lines import Line2D
-
-    for arm, colour in _coloured(result.arms)[: len(ARM_COLOURS)]:
+    for arm, colour in arms:
+        if colour == _REST:
+            continue
         seeds = f" ({len(arm.runs)} seeds)" if len(arm.runs) > 1 else ""
-        apart = "" if arm.incomparable is None else ", measured otherwise"
-        label = textwrap.fill(f"{arm.name}{seeds}{apart}", 110 // columns)
-        style: Literal["-", "--"] = "-" if arm.incomparable is None else "--"
+        apart = ", measured otherwise" if dashed and arm.incomparable else ""
+        style: Literal["-", "--"] = "--" if apart else "-"
+        label = textwrap.fill(f"{arm.name}{seeds}{apart}", 120 // columns)
         handles.append(Line2D([], [], color=colour, linestyle=style, linewidth=2, label=label))
-    if (rest := len(result.arms) - len(ARM_COLOURS)) and rest > 0:
-        handles.append(Line2D([], [], color=_REST, linewidth=2, label=f"{rest} more arms, see the table"))
+    if rest := sum(colour == _REST for _, colour in arms):
+        handles.append(Line2D([], [], color=_REST, linewidth=2, label=f"{rest} more arms, see the tables"))
+    deep = -(-len(handles) // columns)
+    lines = [str(handle.get_label()).count("\n") + 1 for handle in handles]
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.17 * max(sum(lines[k : k + deep]) for k in range(0, len(lines), deep)))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
 
 
+def _with(result: RunComparison, *names: str) -> list[tuple[Arm, str]]:
+    """List the arms that have something to show."""
+    return [(arm, colour) for arm, colour in _coloured(result.arms) if any(_has([arm], name) for name in names)]
+
+
 def _title(figure: Figure, text: str) -> None:
-    figure.suptitle(textwrap.fill(text, _WIDE), x=0.01, ha="left", fontsize=10)
+    wide = int(12 * figure.get_size_inches()[0])
+    figure.suptitle(textwrap.fill(text, wide), x=0.01, ha="left", fontsize=10)
 
 
 def _loss_title(result: RunComparison) -> str:
@@ -237,7 +240,7 @@ def _loss_title(result: RunComparison) -> str:
         return f"The held-out loss of {best.name} ends at {loss(best)} nats"
     if resolved:
         return (
-            f"No arm is clearly sooner than {base} at {nats(result.targets[0])}; {best.name} ends lowest: {loss(best)}"
+            f"No difference to {base} is sure at {nats(result.targets[0])}; {best.name} ends lowest: {loss(best)} nats"
         )
     return f"Of the arms that can be compared, {best.name} ends lowest: {loss(best)} nats"
 

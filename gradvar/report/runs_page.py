@@ -29,25 +29,26 @@ def runs_view(result: RunComparison) -> dict[str, Any]:
         result: The runs.
 
     Returns:
-        ``title``, ``lead``, ``tables`` and ``notes`` of the page.
+        ``title``, ``lead``, ``tables`` and ``notes`` of the page, and ``details``, the tables below its figures.
     """
     columns = ("arm", "seeds", "steps", "tokens", "seconds", "held-out loss")
     tables = [Table(f"At the end: {losses_caption(result)}", columns, tuple(arm_rows(result)))]
+    details = []
     for target in result.targets:
         if len(result.arms) > 1:
             columns = ("arm", "pairs", "got there", "steps", "tokens", "seconds")
             tables.append(Table(". ".join(ratios_caption(result, target)), columns, tuple(ratio_rows(result, target))))
         caption = f"When each run got to {nats(target)} (>: not by its last evaluation)"
-        tables.append(
-            Table(caption, ("run", "arm", "seed", "steps", "tokens", "seconds"), tuple(time_rows(result, target)))
-        )
+        columns = ("run", "arm", "seed", "steps", "tokens", "seconds")
+        details.append(Table(caption, columns, tuple(time_rows(result, target))))
     if result.differences:
         arms = tuple(arm.name for arm in result.arms)
         rows = tuple(differences_rows(result))
-        tables.append(Table("All that differs between the arms' recipes", ("key", *arms), rows))
+        details.append(Table("All that differs between the arms' recipes", ("key", *arms), rows))
     return {
         "title": runs_headline(result),
         "lead": runs_verdicts(result),
         "tables": tables,
+        "details": details,
         "notes": runs_notes(result),
     }

@@ -58,8 +58,8 @@ def runs_headline(result: RunComparison) -> str:
 
 def losses_caption(result: RunComparison) -> str:
     """Say what the numbers of the first table are."""
-    several = any(len(arm.ended) > 1 for arm in result.arms)
-    over = "seeds; over sentences where there is one" if several else "sentences"
+    counts = [len(arm.ended) for arm in result.arms]
+    over = "sentences" if max(counts) == 1 else "seeds" if min(counts) > 1 else "seeds (of one, over sentences)"
     return f"loss in nats a target at the end, ± its standard error over {over}"
 
 

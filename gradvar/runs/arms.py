@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gradvar.checkpoints import PREFIX
 from gradvar.errors import GradvarError
 from gradvar.runs.reading import Found, recipe_at
 from gradvar.training.reading import all_keys, values_of
@@ -138,10 +139,17 @@ def _own(recipe: Recipe, depth: int = 0) -> dict[str, Any]:
 
 
 def _blank(own: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
+    """Put a star for the seed in the last part of the source's path that has it, checkpoints apart."""
     source = own.get(_SOURCE)
     if not isinstance(source, str) or seed is None:
         return dict(own)
-    return {**own, _SOURCE: re.sub(rf"(?<!\d){seed}(?!\d)", "*", source)}
+    parts = list(Path(source).parts)
+    for number in reversed(range(len(parts))):
+        starred = re.sub(rf"(?<!\d){seed}(?!\d)", "*", parts[number])
+        if starred != parts[number] and not parts[number].startswith(PREFIX):
+            parts[number] = starred
+            break
+    return {**own, _SOURCE: str(Path(*parts))}
 
 
 def _by_seed(runs: Sequence[Found], notices: list[str]) -> dict[int | None, Found]:
@@ -188,8 +196,13 @@ def _steps(run: Found) -> int:
 def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """List the keys in which arms differ, those that say most first."""
     keys = {key for own in settings for key in own}
-    found = [key for key in keys if len({json.dumps(own.get(key)) for own in settings}) > 1]
+    found = [key for key in keys if len({json.dumps(own.get(key)) for own in settings if _asked(own, key)}) > 1]
     return sorted(found, key=lambda key: (_FIRST.index(key) if key in _FIRST else len(_FIRST), key))
+
+
+def _asked(own: Mapping[str, Any], key: str) -> bool:
+    """Whether an arm has such a key: those without a MAPNet have none of its keys."""
+    return key in own or not key.startswith(_MAPNET)
 
 
 def _telling(settings: Sequence[Mapping[str, Any]], differing: Sequence[str]) -> list[str]:
@@ -212,7 +225,7 @@ def _name(own: Mapping[str, Any], keys: Iterable[str]) -> str:
     for key in keys:
         if key == "masking.proposal":
             parts[key] = str(own[key])
-        elif key in own or not key.startswith(_MAPNET):  # an arm without a MAPNet
+        elif _asked(own, key):
             place = _SOURCE if key == _ARCHITECTURE and own.get(key) is None else key
             parts[place] = f"{_short(place)}={shown(own.get(place))}"
     return ", ".join(parts.values()) or str(own["masking.proposal"])
