@@ -85,7 +85,7 @@ def test_the_page_says_what_the_terminal_says(run, arms):
     page = Page(Path("page/report.html").read_text())
     assert [h["text"] for h in page.all("h1")] == ["4 runs in 2 arms: held-out loss under fixed masks"]
     captions = [" ".join(e["text"].split()) for e in page.all("figcaption")]
-    assert captions[0].startswith("mapnet/pps takes 0.602 [")
+    assert captions[0].startswith("mapnet/pps takes 0.625 [")
     assert captions[1] == "The mask variance of mapnet/pps (seed 0) changes by a factor of 3 from step 0 to 400"
     assert captions[2].startswith("2 of 2 MAPNets rank positions better than chance")
     assert [img["attributes"]["src"][:26] for img in page.all("img")] == ["data:image/svg+xml;base64,"] * 3

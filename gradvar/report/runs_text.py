@@ -170,7 +170,8 @@ def _verdict(ratio: Ratio) -> str:
         return "one pair, so no interval"
     for count, word in ((ratio.below, "fewer"), (ratio.above, "more")):
         if count == ratio.pairs:
-            return f"{word} in all {count} pairs, which are too few or too far apart to be sure"
+            pairs = "both" if count == 2 else f"all {count}"
+            return f"{word} in {pairs} pairs, which are too few or too far apart to be sure"
     return "no clear difference"
 
 
