@@ -138,8 +138,8 @@ def _log_ratio(a: Time, b: Time) -> tuple[float, float]:
     """Bound the logarithm of a ratio of times."""
     if a.high == 0 or b.high == 0:  # there before any training: a ratio of nothing
         return -inf, inf
-    low = -inf if a.low == 0 or isinf(b.high) else log(a.low) - log(b.high)
-    high = inf if b.low == 0 or isinf(a.high) else log(a.high) - log(b.low)
+    low = -inf if a.low == 0 else log(a.low) - log(b.high)
+    high = inf if b.low == 0 else log(a.high) - log(b.low)
     return low, high
 
 
