@@ -32,12 +32,12 @@ def runs_view(result: RunComparison) -> dict[str, Any]:
         ``title``, ``lead``, ``tables`` and ``notes`` of the page, and ``details``, the tables below its figures.
     """
     columns = ("arm", "seeds", "steps", "tokens", "seconds", "held-out loss")
-    tables = [Table(f"At the end: {losses_caption(result)}", columns, tuple(arm_rows(result)))]
+    tables = [Table(losses_caption(result).capitalize(), columns, tuple(arm_rows(result)))]
     details = []
     for target in result.targets:
         if len(result.arms) > 1:
             columns = ("arm", "pairs", "got there", "steps", "tokens", "seconds")
-            tables.append(Table(". ".join(ratios_caption(result, target)), columns, tuple(ratio_rows(result, target))))
+            tables.append(Table("; ".join(ratios_caption(result, target)), columns, tuple(ratio_rows(result, target))))
         caption = f"When each run got to {nats(target)} (>: not by its last evaluation)"
         columns = ("run", "arm", "seed", "steps", "tokens", "seconds")
         details.append(Table(caption, columns, tuple(time_rows(result, target))))
