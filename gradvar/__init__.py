@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from gradvar.report.comparison import Comparison
     from gradvar.report.finetuned import Finetuned
     from gradvar.report.result import Decomposition, Layer
+    from gradvar.report.runs import RunComparison
     from gradvar.report.tokens import TokenScores
     from gradvar.report.writer import write_report
+    from gradvar.runs.comparing import compare_runs
     from gradvar.shading import score_tokens
     from gradvar.study import decompose
     from gradvar.training.joint import JointModel
@@ -60,9 +62,11 @@ _HOMES = {
     "Objective": "gradvar.objective",
     "Proposal": "gradvar.masking.proposal",
     "Replacement": "gradvar.masking.corruption",
+    "RunComparison": "gradvar.report.runs",
     "TokenScores": "gradvar.report.tokens",
     "check_engine": "gradvar.verify",
     "compare": "gradvar.comparing",
+    "compare_runs": "gradvar.runs.comparing",
     "decompose": "gradvar.study",
     "finetune": "gradvar.finetuning.finetune",
     "from_texts": "gradvar.huggingface.texts",
@@ -96,9 +100,11 @@ __all__ = [
     "Objective",
     "Proposal",
     "Replacement",
+    "RunComparison",
     "TokenScores",
     "check_engine",
     "compare",
+    "compare_runs",
     "decompose",
     "finetune",
     "from_texts",

@@ -9,6 +9,7 @@ from gradvar.commands.compare import compare
 from gradvar.commands.decompose import decompose
 from gradvar.commands.finetune import finetune
 from gradvar.commands.fit_mapnet import fit_mapnet
+from gradvar.commands.runs import runs
 from gradvar.commands.tokens import tokens
 from gradvar.commands.train import train
 from gradvar.console import speaks
@@ -62,5 +63,5 @@ def root(
     """Where the noise in a pretraining gradient comes from, and what would remove it."""
 
 
-for command in (decompose, compare, tokens, fit_mapnet, train, finetune):
+for command in (decompose, compare, tokens, fit_mapnet, train, runs, finetune):
     app.command()(command)

@@ -19,7 +19,7 @@ from gradvar import checkpoints
 from gradvar.checkpoints import STATE
 from gradvar.mapnet.files import CONFIG
 from gradvar.mapnet.network import MapNet
-from gradvar.training.callbacks import read_metrics
+from gradvar.metrics import read_metrics
 
 KEPT = ("loss", "eval_loss", "eval_loss_se", "exponent", "epsilon", "tokens", "seconds")
 

@@ -1,4 +1,4 @@
-"""Makes the three reports from the embedded checkpoint and opens them in a headless Chromium, at two widths.
+"""Makes the reports from the embedded checkpoint and text and opens them in a headless Chromium, at two widths.
 
     python scripts/screenshots.py --out out/screenshots
 
@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gradvar import DEMO_TEXT
 from gradvar.cli import main as gradvar_command
 
 SMALL = ["--max-length", "48", "--overwrite"]
@@ -22,19 +23,43 @@ COMMANDS = {
     "compare": ["--sentences", "6", "--masks", "4", "--proposals", "oracle/pps~0.1,loss^0.25/pps,uniform/disjoint:2"],
     "tokens": ["--sentences", "2", "--contexts", "2"],
 }
+RECIPE = Path(__file__).parents[1] / "recipes" / "mapnet-modernbert-tiny.yaml"
+TINY = ["--steps", "12", "training.batch=8", "evaluation.every=3", "evaluation.sentences=16", "saving.loggers=[]"]
+TINY += ["data.tokenizer.vocabulary=500", "data.max_length=32", "watch.every=12", "watch.sentences=8"]
+PROPOSALS = {"uniform": "uniform/simple", "mapnet": "mapnet/pps~0.1"}
 WIDTHS = {"desktop": 1280, "phone": 390}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
 def make_reports(folder: Path) -> dict[str, Path]:
-    """Run the three commands; return the pages."""
+    """Run the commands; return the pages."""
     for name, arguments in COMMANDS.items():
-        try:
-            gradvar_command([name, *arguments, *SMALL, "--out", str(folder / name)])
-        except SystemExit as done:
-            if done.code:
-                raise
-    return {name: folder / name / "report.html" for name in COMMANDS}
+        command([name, *arguments, *SMALL, "--out", str(folder / name)])
+    runs = [train(folder / "trained" / f"{name}-{seed}", name, seed) for seed in (0, 1) for name in PROPOSALS]
+    command(["runs", *map(str, runs), "--overwrite", "--out", str(folder / "runs")])
+    return pages_in(folder)
+
+
+def pages_in(folder: Path) -> dict[str, Path]:
+    """Return the pages by command."""
+    return {name: folder / name / "report.html" for name in (*COMMANDS, "runs")}
+
+
+def train(out: Path, name: str, seed: int) -> Path:
+    """Train a tiny run on the embedded text, unless it is there already."""
+    if not out.exists():
+        given = ["--data", str(DEMO_TEXT), "--seed", str(seed), "--proposal", PROPOSALS[name], "--out", str(out)]
+        command(["train", str(RECIPE), *TINY, *given, "--cpu", "--cache", str(out.parents[1] / "cache")])
+    return out
+
+
+def command(arguments: list[str]) -> None:
+    """Run one command."""
+    try:
+        gradvar_command(arguments)
+    except SystemExit as done:
+        if done.code:
+            raise
 
 
 def start(playwright: Any) -> Any:
@@ -83,10 +108,7 @@ def main() -> None:
     except ImportError:
         sys.exit("screenshots: playwright is missing; pip install '.[screenshots]'")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    if arguments.pages is None:
-        pages = make_reports(arguments.out / "reports")
-    else:
-        pages = {name: arguments.pages / name / "report.html" for name in COMMANDS}
+    pages = make_reports(arguments.out / "reports") if arguments.pages is None else pages_in(arguments.pages)
     problems = []
     with sync_playwright() as playwright:
         browser = start(playwright)

@@ -31,8 +31,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from pages import fill
 
+from gradvar.metrics import read_metrics
 from gradvar.report.figures import COLOURS, GREY
-from gradvar.training.callbacks import read_metrics
 from gradvar.training.data import prepare
 from gradvar.training.folder import RECIPE
 from gradvar.training.reading import read_recipe

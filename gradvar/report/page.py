@@ -25,6 +25,9 @@ from gradvar.report.comparison_text import (
     verdicts,
 )
 from gradvar.report.result import Decomposition
+from gradvar.report.runs import RunComparison
+from gradvar.report.runs_page import runs_view
+from gradvar.report.table import Table
 from gradvar.report.text import by_variance, findings, headline, layer_rows, level_rows, notes
 from gradvar.report.tokens import DEEPEST, SCALES, ScoredSentence, TokenScores, agreement, printable
 from gradvar.report.tokens_text import overall, sentence_heading, tokens_headline, value
@@ -35,28 +38,18 @@ if TYPE_CHECKING:
 # Text and background of the two colour schemes; shades are laid over the background.
 COLOURS = {"light": ("#1b1b1b", "#ffffff"), "dark": ("#eceff1", "#14171a")}
 _NAMED = 3  # highest tokens named under a shaded sentence
+Shown = Decomposition | Comparison | TokenScores | RunComparison
+
 _SHOWS = {
     "layers": "Variance of one cell's gradient by layer and level, with 95 % intervals.",
     "batch": "Variance of the batch gradient against the batch size, for several numbers of draws.",
     "cells": "Distribution of the gradient norms of the cells.",
     "mse": "Mean squared error of one draw by proposal, split in variance and squared bias, with the ceilings.",
     "gain": "Batch gain at equal cost by proposal, with 95 % intervals.",
+    "loss": "Held-out loss against steps, tokens and seconds, a colour an arm.",
+    "variance": "Mask and data variance of one cell's gradient through training, with 95 % intervals.",
+    "mapnet": "Rank correlation, ceiling share, exponent and variance ratio of the MAPNets through training.",
 }
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table: its first column names the rows.
-
-    Attributes:
-        caption: What it shows.
-        columns: Headings, with units.
-        rows: Cells as text, the name first.
-    """
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -125,19 +118,19 @@ class Block:
     table: Table
 
 
-def render_page(result: Decomposition | Comparison | TokenScores) -> str:
+def render_page(result: Shown) -> str:
     """Render a result as one HTML file.
 
     Args:
-        result: A decomposition, a comparison or token scores.
+        result: A decomposition, a comparison, token scores or runs.
 
     Returns:
         The page: semantic HTML with its style inside, no script and no reference to anything outside.
     """
-    tokens = result if isinstance(result, TokenScores) else result.tokens
+    tokens = result if isinstance(result, TokenScores) else getattr(result, "tokens", None)
     view = _views(result)
     return _template().render(
-        **view,
+        **{"details": []} | view,
         source=result.provenance.get("checkpoint"),
         pictures=[_picture(name, figure) for name, figure in _drawn(result).items()],
         blocks=[] if tokens is None else [_block(i, s, tokens) for i, s in enumerate(tokens.sentences, 1)],
@@ -174,8 +167,10 @@ def _breaking(text: str) -> Markup:
     return Markup("<wbr>").join(re.split(r"(?<=[./_])(?=\w)", text))
 
 
-def _views(result: Decomposition | Comparison | TokenScores) -> dict[str, Any]:
+def _views(result: Shown) -> dict[str, Any]:
     """Say the result in the words of its summary: heading, sentences, tables and notes."""
+    if isinstance(result, RunComparison):
+        return runs_view(result)
     if isinstance(result, Decomposition):
         masks = [] if result.proposal == "uniform/simple" else [f"masks by {result.proposal}"]
         tables = [_levels(result), _layers(result)]
@@ -240,10 +235,12 @@ def _gains(result: Comparison) -> Table:
     return Table(gains_caption(result), columns, tuple(gain_rows(result)))
 
 
-def _drawn(result: Decomposition | Comparison | TokenScores) -> dict[str, Figure]:
+def _drawn(result: Shown) -> dict[str, Figure]:
     """Draw the figures for the page alone: what is taken from their titles leaves them another layout."""
     if isinstance(result, TokenScores):
         return {}
+    if isinstance(result, RunComparison):
+        return {name: result.plot(name) for name in result.figures()}
     from gradvar.report.comparison_figures import COMPARISON_FIGURES
     from gradvar.report.figures import FIGURES
 
@@ -254,7 +251,9 @@ def _picture(name: str, figure: Figure) -> Picture:
     """Put a figure into a page: its letters are outlines, so it needs no font; its title becomes the caption."""
     import matplotlib
 
-    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    titles = [figure.get_suptitle(), *(axes.get_title(loc="left") for axes in figure.axes)]
+    if figure.get_suptitle():
+        figure.suptitle("")
     for axes in figure.axes:
         axes.set_title("", loc="left")
     buffer = io.BytesIO()
@@ -311,7 +310,7 @@ def _numbers(sentence: ScoredSentence, position: int, names: tuple[str, ...]) ->
     return f"{printable(sentence.tokens[position])}, position {position}: {', '.join(found)}"
 
 
-def _made(result: Decomposition | Comparison | TokenScores) -> Table:
+def _made(result: Shown) -> Table:
     """List what was asked for and what ran."""
     rows = [(name.replace("_", " "), _plain(x)) for name, x in (result.study | result.provenance).items()]
     return Table("What was asked for, and what ran", ("setting", "value"), tuple(rows))

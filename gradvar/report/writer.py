@@ -23,11 +23,15 @@ from gradvar.report.figures import FIGURES
 from gradvar.report.fit import Fit
 from gradvar.report.page import render_page
 from gradvar.report.result import Decomposition
+from gradvar.report.runs import RunComparison
+from gradvar.report.runs_figures import RUNS_FIGURES
+from gradvar.report.runs_text import runs_summary
 from gradvar.report.text import summary
 from gradvar.report.tokens import TokenScores
 from gradvar.report.tokens_text import tokens_summary
 
 CELLS = "cells.parquet"
+Written = Decomposition | Comparison | TokenScores | Fit | RunComparison
 
 
 def _files(json_name: str, table: str, figures: Iterable[str]) -> tuple[str, ...]:
@@ -39,7 +43,9 @@ FILES = (*_files("decomposition.json", "layers.csv", FIGURES), CELLS)
 COMPARISON_FILES = _files("comparison.json", "proposals.csv", COMPARISON_FIGURES)
 TOKENS_FILES = _files("tokens.json", "tokens.csv", ())
 FIT_FILES = ("fit.json", "curve.csv", "summary.txt", "curve.png", "curve.svg", CONFIG, WEIGHTS)
-_EVERY = (*FILES, *COMPARISON_FILES, *TOKENS_FILES, *FIT_FILES)
+RUNS_FILES = _files("runs.json", "runs.csv", RUNS_FIGURES)
+"""All that there can be; figures of what runs were not watched for are left out."""
+_EVERY = (*FILES, *COMPARISON_FILES, *TOKENS_FILES, *FIT_FILES, *RUNS_FILES)
 
 
 def check_writable(out: str | Path, overwrite: bool = False) -> Path:
@@ -72,7 +78,7 @@ def check_writable(out: str | Path, overwrite: bool = False) -> Path:
 
 
 def write_report(
-    result: Decomposition | Comparison | TokenScores | Fit,
+    result: Written,
     out: str | Path,
     *,
     overwrite: bool = False,
@@ -84,7 +90,7 @@ def write_report(
     Ctrl-C does not interrupt.
 
     Args:
-        result: A decomposition, a comparison or the scores of tokens.
+        result: A decomposition, a comparison, the scores of tokens, a fit or runs.
         out: The folder.
         overwrite: Replace a report that is there.
         cells: Columns of ``cells.parquet``, a value a cell.
@@ -146,9 +152,7 @@ def _uninterrupted() -> Iterator[None]:
         signal.raise_signal(signal.SIGINT)
 
 
-def _write_files(
-    result: Decomposition | Comparison | TokenScores | Fit, folder: Path, cells: Mapping[str, Sequence[Any]] | None
-) -> None:
+def _write_files(result: Written, folder: Path, cells: Mapping[str, Sequence[Any]] | None) -> None:
     figures: dict[str, Figure] = {}
     if isinstance(result, Decomposition):
         names, text = FILES, summary(result)
@@ -160,6 +164,9 @@ def _write_files(
         names, text = FIT_FILES, repr(result)
         figures = {"curve": result.plot()}
         result.network.save_pretrained(folder)
+    elif isinstance(result, RunComparison):
+        names, text = RUNS_FILES, runs_summary(result)
+        figures = {name: result.plot(name) for name in result.figures()}
     else:
         names, text = TOKENS_FILES, tokens_summary(result)
     data = json.dumps(result.to_json(), indent=2, allow_nan=False, ensure_ascii=False)

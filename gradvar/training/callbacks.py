@@ -18,13 +18,13 @@ from transformers.trainer_utils import SaveStrategy
 
 from gradvar import checkpoints
 from gradvar.errors import GradvarError
+from gradvar.metrics import METRICS, read_metrics
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from gradvar.training.trainer import MaskProposalTrainer
 
-METRICS = "metrics.jsonl"
 _SAID_EVERY = 10.0  # seconds, where there is no terminal
 
 
@@ -115,20 +115,6 @@ def logging(path: Path) -> Iterator[None]:
         run = path.parent
         then = f"gradvar train --resume {run}" if checkpoints.last_whole(run) else "start anew in another folder"
         raise GradvarError(f"{path} cannot be written ({error.strerror}); make room, then {then}") from error
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Read the lines of a run; one that was cut off, or is none of its lines, is left out."""
-    found = []
-    path = run / METRICS
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            found.append(line)
-    return found
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gradvar import checkpoints
 from gradvar.errors import GradvarError
-from gradvar.training.callbacks import METRICS, read_metrics
+from gradvar.metrics import METRICS, read_metrics
 
 RECIPE = "recipe.yaml"
 BOARD = "tensorboard"

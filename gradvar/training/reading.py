@@ -99,8 +99,13 @@ def recipe_of(values: Mapping[str, Any], place: str) -> Recipe:
 
 def changed(one: Recipe, other: Recipe) -> list[str]:
     """List the keys in which two recipes differ, as ``section.key``."""
-    mine, theirs = _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+    mine, theirs = values_of(one), values_of(other)
     return sorted(key for key in {*mine, *theirs} if mine.get(key, ...) != theirs.get(key, ...))
+
+
+def values_of(recipe: Recipe) -> dict[str, Any]:
+    """Return all values of a recipe by ``section.key``, as JSON has them."""
+    return _flat(recipe.model_dump(mode="json"))
 
 
 def write_recipe(recipe: Recipe) -> str:
@@ -128,7 +133,7 @@ def _first(error: ValidationError) -> str:
     if found["type"] == "extra_forbidden":
         known = _keys(path[:-1])
         close = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-        elsewhere = [name for name in _flat_keys() if name.rpartition(".")[2] == path[-1]]
+        elsewhere = [name for name in all_keys() if name.rpartition(".")[2] == path[-1]]
         hint = (
             f"; did you mean {' or '.join(elsewhere)}?"
             if elsewhere
@@ -153,11 +158,11 @@ def _keys(path: Sequence[str]) -> list[str]:
     return list(_members(section))
 
 
-def _flat_keys(section: Any = Recipe, above: str = "") -> list[str]:
+def all_keys(section: Any = Recipe, above: str = "") -> list[str]:
     """All keys that there are, as ``section.key``."""
     found = []
     for name, kind in _members(section).items():
-        found += _flat_keys(kind, f"{above}{name}.") if _members(kind) else [f"{above}{name}"]
+        found += all_keys(kind, f"{above}{name}.") if _members(kind) else [f"{above}{name}"]
     return found
 
 

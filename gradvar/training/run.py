@@ -21,6 +21,7 @@ from gradvar.huggingface.checkpoint import locate
 from gradvar.mapnet.files import CONFIG as MAPNET
 from gradvar.mapnet.network import MapNet
 from gradvar.masking.proposal import with_absolute_path
+from gradvar.metrics import read_metrics
 from gradvar.provenance import command, versions
 from gradvar.training.arguments import arguments_of
 from gradvar.training.callbacks import (
@@ -29,7 +30,6 @@ from gradvar.training.callbacks import (
     MetricsFile,
     Terminal,
     logging,
-    read_metrics,
     unwinding,
 )
 from gradvar.training.data import Prepared, prepare

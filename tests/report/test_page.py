@@ -12,6 +12,7 @@ from gradvar.report.page import render_page
 from gradvar.report.tokens import DEEPEST, SCALES
 from tests import cases
 from tests.report.scored import Page, scores, sentence
+from tests.runs.folders import write_arms
 
 CONTRAST = 4.5
 DATA = "data:image/svg+xml;base64,"
@@ -29,8 +30,10 @@ def comparison():
     return dataclasses.replace(found, tokens=scores(sentence(), sentence(seed=1)))
 
 
-@pytest.fixture(scope="module", params=["decomposition", "comparison", "tokens"])
-def result(request):
+@pytest.fixture(scope="module", params=["decomposition", "comparison", "tokens", "runs"])
+def result(request, tmp_path_factory):
+    if request.param == "runs":
+        return gradvar.compare_runs(write_arms(tmp_path_factory.mktemp("runs")))
     if request.param == "tokens":
         return scores(sentence(), sentence(seed=2), notices=("the text '<b>' was cut",))
     return request.getfixturevalue(request.param)
@@ -61,7 +64,8 @@ def test_nothing_refers_to_anything_outside(page):
 
 def test_every_picture_is_whole_and_refers_to_nothing(page, result):
     images = page.all("img")
-    assert len(images) == {"Decomposition": 3, "Comparison": 2, "TokenScores": 0}[type(result).__name__]
+    counts = {"Decomposition": 3, "Comparison": 2, "TokenScores": 0, "RunComparison": 3}
+    assert len(images) == counts[type(result).__name__]
     for image in images:
         assert len(image["attributes"]["alt"]) > 30
         assert image["parents"][-2]["tag"] == "figure"

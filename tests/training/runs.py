@@ -25,7 +25,8 @@ from transformers.trainer_pt_utils import safe_globals
 
 from gradvar import checkpoints
 from gradvar.cli import main
-from gradvar.training.callbacks import MetricsFile, read_metrics
+from gradvar.metrics import read_metrics
+from gradvar.training.callbacks import MetricsFile
 from gradvar.training.recipe import MapNetTraining, Masking
 from gradvar.training.sequences import collate
 from gradvar.training.trainer import MaskProposalTrainer

@@ -10,8 +10,8 @@ from transformers import EarlyStoppingCallback
 
 from gradvar import checkpoints
 from gradvar.errors import GradvarError
+from gradvar.metrics import read_metrics
 from gradvar.training import sequences
-from gradvar.training.callbacks import read_metrics
 from gradvar.training.recipe import MapNetTraining, Masking
 from gradvar.training.trainer import MaskProposalTrainer
 from tests import cases

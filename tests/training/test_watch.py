@@ -17,9 +17,9 @@ from gradvar.huggingface.corpus import Corpus
 from gradvar.huggingface.masked_lm import MaskedLM
 from gradvar.masking.corruption import Replacement
 from gradvar.measure import sampling_order
+from gradvar.metrics import read_metrics
 from gradvar.study import decompose
 from gradvar.training import watch
-from gradvar.training.callbacks import read_metrics
 from gradvar.training.recipe import Masking, Watch
 from gradvar.training.watch import VarianceWatch, untouched
 from tests import cases
