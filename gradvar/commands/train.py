@@ -29,6 +29,11 @@ def train(
         Path | None, typer.Option(help="Where tokenised text is kept. [default: ~/.cache/gradvar]")
     ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take: parameters, memory, tokens, FLOPs, days.")
+    ] = False,
+    devices: Annotated[str, typer.Option(help="For --dry-run: like 8xH100, or 4x2.5e14 for FLOP/s.")] = "1xA100",
+    utilisation: Annotated[float, typer.Option(help="For --dry-run: share of the FLOP/s that is reached.")] = 0.4,
 ) -> None:
     """Pretrain a masked LM under any proposal of masks, with the MAPNet that it may ask for.
 
@@ -49,7 +54,7 @@ def train(
         raise GradvarError(f"--{' and --'.join(budgets)}: give one budget")
     console = common.stderr()
     if resume is not None:
-        if recipe is not None or out is not None or given:
+        if recipe is not None or out is not None or given or dry_run:
             raise GradvarError(
                 "--resume takes nothing but the folder of a run, whose recipe it has; leave the rest out"
             )
@@ -59,11 +64,17 @@ def train(
         return
     if recipe is None:
         raise GradvarError("give a recipe, such as recipes/mapnet-bert-tiny.yaml, or --resume FOLDER")
-    if out is None:
-        raise GradvarError("give --out, the folder of the run")
+    if dry_run == (out is not None):
+        raise GradvarError("give --out, the folder of the run; or --dry-run, which makes none")
     from gradvar.training.reading import read_recipe
 
     wanted = read_recipe(recipe, overrides or [], given)
+    if out is None:
+        from gradvar.training.dry_run import lines_of, parse_devices, plan
+
+        found = plan(wanted, parse_devices(devices, wanted.training.bf16), utilisation)
+        typer.echo("\n".join(lines_of(found, utilisation)))
+        return
     from gradvar.training import run
 
     _say(run.start(wanted, out, console, cache, cpu), out)

@@ -1,0 +1,358 @@
+"""What a recipe would take, without doing it: parameters, memory, tokens, FLOPs and days on given devices."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradvar.errors import GradvarError
+from gradvar.huggingface.checkpoint import locate, tokenizer_of
+from gradvar.huggingface.forward import embedding_shape, encoder_flops_per_token, logits_at
+from gradvar.mapnet.config import default_config, flops_per_token
+from gradvar.mapnet.network import MapNet
+from gradvar.masking.proposal import nearest
+from gradvar.masking.uniform import target_count
+from gradvar.training.cross_entropy import cross_entropy
+from gradvar.training.model import build_encoder
+from gradvar.training.recipe import Recipe
+from gradvar.training.schedule import Schedule
+
+_DEVICES = {  # dense FLOP/s in bfloat16 and in float32, and GiB, by the vendor's data sheets
+    "a10": (125e12, 31.2e12, 24),
+    "a100": (312e12, 19.5e12, 80),
+    "h100": (989e12, 67e12, 80),
+    "h200": (989e12, 67e12, 141),
+    "l4": (121e12, 30.3e12, 24),
+    "l40s": (362e12, 91.6e12, 48),
+    "rtx3090": (71e12, 35.6e12, 24),
+    "rtx4090": (165e12, 82.6e12, 24),
+}
+_FLOAT = 4  # bytes
+_FRAME = 2  # special tokens of a sequence, which are no targets
+_MEASURED = ("oracle", "logit", "last-layer", "loss")  # scores
+_FREE = 0.9  # of a device's memory, the rest for buffers and fragments
+_SECONDS = 86_400
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Some devices of one kind.
+
+    Attributes:
+        count: How many.
+        name: What they are called.
+        flops: FLOP/s of each at best.
+        memory: Bytes of each; None where that is not known.
+    """
+
+    count: int
+    name: str
+    flops: float
+    memory: float | None
+
+
+def parse_devices(text: str, bf16: bool) -> Devices:
+    """Read what a run is to go on.
+
+    Args:
+        text: ``8xH100``, ``A100``, or FLOP/s of each in numbers: ``4x2.5e14``.
+        bf16: Whether the arithmetic is bfloat16.
+
+    Returns:
+        The devices.
+
+    Raises:
+        GradvarError: If there are no such devices.
+    """
+    count, times, name = text.strip().lower().partition("x")
+    if not times or not count.isdecimal():
+        count, name = "1", text.strip().lower()
+    if int(count) < 1:
+        raise GradvarError(f"--devices {text}: give one device at least")
+    try:
+        flops = float(name)
+    except ValueError:
+        if name not in _DEVICES:
+            hint = nearest(name, _DEVICES)
+            raise GradvarError(f"--devices {text}: no FLOP/s are on record for '{name}'{hint}, or 4x2.5e14") from None
+        half, full, memory = _DEVICES[name]
+        return Devices(int(count), name.upper(), half if bf16 else full, memory * 2.0**30)
+    if not 0 < flops < math.inf:
+        raise GradvarError(f"--devices {text}: {flops:g} FLOP/s is impossible")
+    return Devices(int(count), f"{flops:.3g} FLOP/s", flops, None)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe would take.
+
+    Attributes:
+        architecture: Class of the encoder.
+        parameters: Of the encoder.
+        mapnet: Parameters of the MAPNet; 0 without one.
+        cells: Of a step.
+        micro: Cells at once on one device.
+        lengths: Tokens of a cell by the share of the budget.
+        steps: How many; None where the budget is in seconds.
+        tokens: Shown in all, at most: as if no cell were shorter.
+        flops: In all, a multiply-add as two: forward and twice that backward, the MAPNet included.
+        memory: Bytes on each device by what for, at the micro-batch's largest.
+        devices: On which.
+        days: On them, at the given utilisation.
+        notes: What it leaves out.
+    """
+
+    architecture: str
+    parameters: int
+    mapnet: int
+    cells: int
+    micro: int
+    lengths: Schedule
+    steps: int | None
+    tokens: float
+    flops: float
+    memory: dict[str, float]
+    devices: Devices
+    days: float
+    notes: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether a device's memory holds it, with a tenth to spare; None where it is not known."""
+        if self.devices.memory is None:
+            return None
+        return sum(self.memory.values()) <= _FREE * self.devices.memory
+
+
+def plan(recipe: Recipe, devices: Devices, utilisation: float) -> Plan:
+    """Find out what a recipe would take; no weights are made, and no text is read.
+
+    Args:
+        recipe: The recipe.
+        devices: What it is to run on.
+        utilisation: Share of the devices' FLOP/s that is reached.
+
+    Returns:
+        The plan.
+
+    Raises:
+        GradvarError: If the recipe's model cannot be, or its batch cannot be shared out.
+    """
+    if not 0 < utilisation <= 1:
+        raise GradvarError(f"--utilisation {utilisation} is no share; give more than 0, up to 1")
+    spec, lengths = recipe.training, Schedule.of(recipe.training.max_length or recipe.data.max_length)
+    parts = devices.count * spec.accumulation
+    if spec.batch % parts:
+        raise GradvarError(
+            f"training.batch {spec.batch} cannot be shared among {devices.count} devices with {spec.accumulation} "
+            f"micro-batches each; give a multiple of {parts}"
+        )
+    rates = Schedule.of(recipe.masking.mask_rate)
+    model = _on_meta(recipe)
+    longest, micro = int(max(lengths.values)), spec.batch // parts
+    network = _mapnet_of(recipe, model, longest)
+    ends = [*lengths.shares[1:], 1.0]
+    per_token = sum(
+        (end - share) * _training_flops(model, network, int(length), rates)
+        for share, end, length in zip(lengths.shares, ends, lengths.values, strict=True)
+    )
+    a_step = spec.batch * recipe.data.max_length
+    speed = devices.count * devices.flops * utilisation
+    steps: int | None = spec.steps
+    if spec.tokens is not None:
+        steps = math.ceil(spec.tokens / a_step)
+    tokens = float(steps * a_step) if steps is not None else (spec.seconds or 0.0) * speed / per_token
+    parameters = sum(p.numel() for p in model.parameters())
+    mapnet = 0 if network is None else sum(p.numel() for p in network.parameters())
+    cells = micro * (recipe.data.max_length // longest)
+    targets = int(target_count(torch.tensor([longest - _FRAME]), max(rates.values)))
+    with _fake(model) as made:
+        saved = saved_bytes(made, cells, longest, targets, spec.bf16)
+    return Plan(
+        type(model).__name__,
+        parameters,
+        mapnet,
+        spec.batch,
+        micro,
+        lengths,
+        steps,
+        tokens,
+        tokens * per_token,
+        _states(parameters + mapnet, 1) | {"activations": saved},
+        devices,
+        tokens * per_token / speed / _SECONDS,
+        _left_out(recipe),
+    )
+
+
+def lines_of(found: Plan, utilisation: float) -> list[str]:
+    """Say what a recipe would take, a line each.
+
+    Args:
+        found: The plan.
+        utilisation: What it was made with.
+
+    Returns:
+        The lines.
+    """
+    devices, gib = found.devices, 2.0**30
+    beside = f", MAPNet {found.mapnet:,}" if found.mapnet else ""
+    shown = found.lengths if not found.lengths.constant else f"{found.lengths.values[0]:g}"
+    parts = ", ".join(f"{name} {size / gib:.3g}" for name, size in found.memory.items())
+    total = sum(found.memory.values())
+    each = "" if devices.count == 1 else f" on each of {devices.count} devices"
+    lines = [
+        f"model: {found.architecture}, {found.parameters:,} parameters{beside}",
+        f"a step: {found.cells:,} cells of {shown} tokens; {found.micro:,} at once{each}",
+        f"memory of a device: {total / gib:.3g} GiB ({parts}), buffers apart",
+    ]
+    if devices.memory is not None:
+        fits = "fits" if found.fits else "does not fit: raise training.accumulation"
+        lines[-1] += f"; {fits} {devices.memory / gib:g} GiB"
+    steps = "" if found.steps is None else f"{found.steps:,} steps, "
+    lines += [
+        f"budget: {steps}{_large(found.tokens)} tokens at most",
+        f"arithmetic: {found.flops:.3g} FLOPs, forward and backward",
+        f"time: {_time(found.days)} on {devices.count} × {devices.name} at {utilisation:.0%} of {devices.flops:.3g} "
+        "FLOP/s, a share that is assumed (--utilisation)",
+    ]
+    return lines + [f"note: {note}" for note in found.notes]
+
+
+def _large(number: float) -> str:
+    """Write a count in thousands, millions or billions."""
+    for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def _time(days: float) -> str:
+    hours = 24 * days
+    if hours < 1:
+        return f"{60 * hours:.2g} minutes"
+    return f"{hours:.3g} hours" if days < 2 else f"{days:.3g} days"
+
+
+def saved_bytes(model: nn.Module, cells: int, length: int, targets: int, bf16: bool) -> float:
+    """Count what autograd keeps for the backward pass of one micro-batch, the model's own weights apart.
+
+    Args:
+        model: A Hugging Face masked LM in training mode; in :class:`torch._subclasses.FakeTensorMode` nothing is
+            computed.
+        cells: At once.
+        length: Tokens of each.
+        targets: Of each.
+        bf16: Mixed precision.
+
+    Returns:
+        Bytes, every storage once.
+    """
+    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    sizes: dict[int, int] = {}
+    held: list[Tensor] = []  # so that no storage takes the place of another
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            sizes[storage._cdata] = storage.nbytes()
+            held.append(tensor)
+        return tensor
+
+    device = next(model.parameters()).device
+    ids = torch.ones(cells, length, dtype=torch.int64, device=device)
+    positions = torch.zeros(cells, targets, dtype=torch.int64, device=device)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast(device.type, torch.bfloat16, enabled=bf16),
+    ):
+        logits = logits_at(model, positions, True, input_ids=ids, attention_mask=torch.ones_like(ids))
+        nll, _ = cross_entropy(logits, positions)
+        nll.mean()
+    return float(sum(sizes.values()))
+
+
+class _Words:
+    """What a model is told of a vocabulary that is not trained yet."""
+
+    pad_token_id, cls_token_id, sep_token_id, bos_token_id, eos_token_id = 0, 2, 3, None, None
+    model_max_length = 2**31
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        """Count its tokens."""
+        return self._count
+
+
+def _on_meta(recipe: Recipe) -> nn.Module:
+    """Make the encoder without weights."""
+    source = recipe.data.tokenizer.source or recipe.model.source
+    tokenizer: Any = _Words(recipe.data.tokenizer.vocabulary)
+    if source is not None:
+        tokenizer = tokenizer_of(locate(source, "data.tokenizer.source"))
+    with nullcontext() if recipe.model.source else torch.device("meta"):
+        model = build_encoder(recipe.model, tokenizer, recipe.data.max_length, recipe.seed)
+    return model.to("meta")
+
+
+def _mapnet_of(recipe: Recipe, model: nn.Module, length: int) -> MapNet | None:
+    if not recipe.masking.proposal.startswith("mapnet"):
+        return None
+    flops = encoder_flops_per_token(model, length)
+    with torch.device("meta"):
+        return MapNet(default_config(*embedding_shape(model), flops, length, **recipe.mapnet.shape))
+
+
+def _training_flops(model: nn.Module, network: MapNet | None, length: int, rates: Schedule) -> float:
+    """FLOPs of training for each token that is shown: forward, and twice as much backward."""
+    rate = sum(rates.at((i + 0.5) / 100) for i in range(100)) / 100
+    head = sum(m.weight.numel() for n, m in model.named_modules() if isinstance(m, nn.Linear) and _is_head(model, n))
+    forward = encoder_flops_per_token(model, length) + 2 * rate * head
+    return 3 * (forward + (0.0 if network is None else flops_per_token(network.config, length)))
+
+
+def _is_head(model: Any, name: str) -> bool:
+    return not name.startswith(f"{model.base_model_prefix}.")
+
+
+def _states(parameters: int, fsdp: int) -> dict[str, float]:
+    """Bytes of weights, gradients and AdamW's two moments, of which FSDP gives each device its part."""
+    each = _FLOAT * parameters / fsdp
+    return {"weights": each, "gradients": each, "optimizer": 2 * each}
+
+
+@contextmanager
+def _fake(model: nn.Module) -> Iterator[nn.Module]:
+    """Give a model of fake tensors, which know their sizes but hold nothing.
+
+    Yields:
+        The model.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    made: Any = copy.deepcopy(model)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        made.to_empty(device="cpu")
+        made.tie_weights()
+        yield made.train()
+
+
+def _left_out(recipe: Recipe) -> tuple[str, ...]:
+    """Say what takes more than is counted."""
+    notes, score = [], recipe.masking.proposal.partition("/")[0]
+    if score.startswith("mapnet") and recipe.mapnet.target == "gradient":
+        notes.append(f"true gradient norms at every {recipe.mapnet.every} steps cost more than is counted here")
+    if score.startswith(_MEASURED):
+        notes.append(f"measuring the score {score} takes passes of its own, which are not counted here")
+    if recipe.watch.every:
+        notes.append("looks at the variance are not counted")
+    return tuple(notes)
