@@ -36,6 +36,7 @@ from gradvar.training.order import Order, RankBatches
 from gradvar.training.recipe import Evaluation, MapNetTraining, Masking, masks_of
 from gradvar.training.saving import WholeCheckpoints
 from gradvar.training.sequences import Limits, Sequences, loader
+from gradvar.training.sharding import Shards, Wrapped, asked_for, check_shardable, full
 
 _MOST_SKIPPED = 10  # steps in a row without a finite loss or gradient
 _SIGNALS = 65  # numbers of signals
@@ -102,6 +103,7 @@ class MaskProposalTrainer(WholeCheckpoints):
     ) -> None:
         if processing_class is None:
             raise GradvarError("processing_class is None; give the tokenizer, which says what the mask token is")
+        given, sharding = args, asked_for(args)
         args = adapted(args, model, seconds)
         masking = _masking(masking)
         if isinstance(eval_dataset, dict):
@@ -131,6 +133,8 @@ class MaskProposalTrainer(WholeCheckpoints):
         self.stop = self.stopped = 0
         self.extra_state: dict[str, Any] = {}
         check_given(optimizers[0], optimizers[1], joint.mapnet)
+        if sharding is not None:
+            check_shardable(joint, given, optimizers[0])
         super().__init__(
             model=joint,
             args=args,
@@ -140,6 +144,8 @@ class MaskProposalTrainer(WholeCheckpoints):
             optimizers=optimizers,
             callbacks=[Steps(self), *(callbacks or [])],
         )
+        if sharding is not None:
+            self.shards = Shards(joint, self.args.device, sharding)
         self.loss_is_scaled_for_ga = False
         self.label_names = []
 
@@ -196,6 +202,11 @@ class MaskProposalTrainer(WholeCheckpoints):
         )
 
     # ---- optimisation
+
+    def _wrap_model(self, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        if self.shards is None:
+            return super()._wrap_model(model, *args, **kwargs)
+        return model if isinstance(model, Wrapped) else Wrapped(model, self.accelerator.autocast)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train; see :meth:`transformers.Trainer.train`.
@@ -279,10 +290,10 @@ class MaskProposalTrainer(WholeCheckpoints):
         return self._clip(self.args.max_grad_norm)
 
     def _clip(self, most: float) -> Any:
-        norm = self.accelerator.clip_grad_norm_(self.joint.encoder.parameters(), most)
+        norm = full(self.accelerator.clip_grad_norm_(self.joint.encoder.parameters(), most))
         self._mapnet_norm = 0.0 * norm
         if self.joint.mapnet is not None:
-            self._mapnet_norm = nn.utils.clip_grad_norm_(self.joint.mapnet.parameters(), most)
+            self._mapnet_norm = full(nn.utils.clip_grad_norm_(self.joint.mapnet.parameters(), most))
         return norm
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -366,7 +377,7 @@ class MaskProposalTrainer(WholeCheckpoints):
         if dataset is None:
             raise GradvarError("there is no held-out text to evaluate on; pass eval_dataset")
         start, spec = time.perf_counter(), self.evaluation
-        with self.paused():
+        with self.paused(), self.whole(self.args.device):
             objective = self.held_out.studied(dataset, mask_rate=MASK_RATE)
             quality = evaluate(objective, spec.sentences, spec.masks, self.args.per_device_eval_batch_size)
         metrics = quality.metrics(metric_key_prefix)
