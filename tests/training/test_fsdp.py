@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForMaskedLM
 from transformers.trainer_utils import FSDPOption
 
@@ -67,6 +68,8 @@ def _trained(place):
         again.train(str(place / origin / "checkpoint-5"))
     kept = runs.trainer(place / "kept", **cells(4), **DESCENT, **LOGGED, fsdp="shard_grad_op")
     kept.train()
+    facts |= {"layers": _layers_behind(made), "layers kept": _layers_behind(kept), "groups": _groups(made)}
+    facts["then"] = kept.evaluate()  # with layers that are still whole
     twice = runs.trainer(place / "twice", max_steps=2, save_strategy="no", **cells(4), **DESCENT, **SHARDED)
     twice.train()
     twice.train()
@@ -74,6 +77,17 @@ def _trained(place):
     for name, how in (("bf16", SHARDED), ("bf16-whole", LOGGED)):
         runs.trainer(place / name, runs.DRAWN, bf16=True, max_steps=4, **cells(4), **DESCENT, **how).train()
     return facts
+
+
+def _groups(made):
+    return [type(module).__name__ for module in made.joint.modules() if isinstance(module, FSDPModule)]
+
+
+def _layers_behind(made):
+    """What the layers hold behind a forward pass."""
+    made.joint(**next(iter(made.get_train_dataloader())))
+    made.joint.take_tallies()
+    return [type(next(layer.parameters())).__name__ for layer in made.joint.encoder.bert.encoder.layer]
 
 
 def _troubled(place):
@@ -162,6 +176,15 @@ def test_every_rank_holds_half_of_the_parameters_and_of_the_optimizer(facts):
         assert found["kinds"] == ["DTensor"]
         assert found["share"] == pytest.approx(0.5, abs=0.02)
         assert found["moments"] == pytest.approx(0.5, abs=0.02)
+
+
+def test_layers_are_put_together_one_by_one_and_given_back_behind_their_turn(facts):
+    """Unless `shard_grad_op` keeps them for the backward pass."""
+    for found in facts:
+        assert found["groups"] == ["FSDPJointModel", "FSDPBertLayer", "FSDPBertLayer"]
+        assert found["layers"] == ["DTensor", "DTensor"]
+        assert found["layers kept"] == ["Parameter", "Parameter"]
+        assert found["then"]["eval_loss"] == pytest.approx(found["after"]["eval_loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["uniform", "mapnet", "kept"])
