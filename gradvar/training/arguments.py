@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from gradvar.errors import GradvarError
 from gradvar.masking.proposal import nearest
 from gradvar.training.recipe import Recipe
+from gradvar.training.sharding import asked_for
 
 ENDLESS = 2**40
 """Steps of a run whose budget is in seconds."""
@@ -52,8 +53,6 @@ def adapted(
         value = getattr(args, name, default)
         if value and value != default:
             raise GradvarError(f"TrainingArguments({name}={value!r}) is not supported: {remedy}")
-    if args.fsdp:
-        raise GradvarError("TrainingArguments(fsdp=…) is not supported: start it with torchrun, each with the model")
     halves = {p.dtype for p in model.parameters()} & {torch.float16, torch.bfloat16}
     if halves:
         raise GradvarError(
@@ -72,6 +71,8 @@ def adapted(
                 f"lr_scheduler_kwargs: a budget in {unit} has no number of steps to give {in_steps[0]} of"
             )
     args = copy.copy(args)
+    args.fsdp, args.fsdp_plugin_args = "", None  # the trainer does itself what `sharding.asked_for` reads there
+    os.environ.pop("ACCELERATE_USE_FSDP", None)  # which earlier arguments set
     args.ignore_data_skip = True  # the sampler begins where the run is
     if args.device.type == "cuda":
         args._n_gpu = 1  # several take torchrun; DataParallel knows no sums over ranks
@@ -94,13 +95,14 @@ def adapted(
     return args
 
 
-def arguments_of(recipe: Recipe, out: Path, cpu: bool) -> TrainingArguments:
+def arguments_of(recipe: Recipe, out: Path, cpu: bool, resumed: bool = False) -> TrainingArguments:
     """Make the arguments that a recipe asks for.
 
     Args:
         recipe: The recipe; its budget is in steps, or known later.
         out: The run's folder.
         cpu: Use no GPU.
+        resumed: Whether the run goes on, and so may do without its sharding in one process.
 
     Returns:
         The arguments.
@@ -146,6 +148,9 @@ def arguments_of(recipe: Recipe, out: Path, cpu: bool) -> TrainingArguments:
         )
     except (ValueError, ImportError) as error:
         raise GradvarError(f"the recipe's training section cannot be: {str(error).splitlines()[0]}") from error
+    if args.world_size > 1 or not resumed:
+        args.fsdp = spec.fsdp  # as text, which the class itself warns of
+        asked_for(args)  # before anything is prepared
     parts = args.world_size * spec.accumulation
     if spec.batch % parts:
         raise GradvarError(

@@ -185,7 +185,7 @@ def plan(recipe: Recipe, devices: Devices, utilisation: float) -> Plan:
         steps,
         tokens,
         tokens * per_token,
-        _states(parameters + mapnet, 1) | {"activations": saved},
+        _states(parameters + mapnet, recipe.training.fsdp, devices.count) | {"activations": saved},
         devices,
         tokens * per_token / speed / _SECONDS,
         _left_out(recipe),
@@ -324,10 +324,14 @@ def _is_head(model: Any, name: str) -> bool:
     return not name.startswith(f"{model.base_model_prefix}.")
 
 
-def _states(parameters: int, fsdp: int) -> dict[str, float]:
-    """Bytes of weights, gradients and AdamW's two moments, of which FSDP gives each device its part."""
-    each = _FLOAT * parameters / fsdp
-    return {"weights": each, "gradients": each, "optimizer": 2 * each}
+def _states(parameters: int, fsdp: str | None, devices: int) -> dict[str, float]:
+    """Bytes of weights, gradients and AdamW's two moments; FSDP shares them out, and DDP copies gradients to send."""
+    whole = float(_FLOAT * parameters)
+    if fsdp is None:
+        buckets = {"buckets": whole} if devices > 1 else {}
+        return {"weights": whole, "gradients": whole, "optimizer": 2 * whole} | buckets
+    part = whole / devices
+    return {"weights": part if fsdp == "full_shard" else whole, "gradients": part, "optimizer": 2 * part}
 
 
 @contextmanager

@@ -134,9 +134,18 @@ class JointModel(nn.Module):
         try:
             return {"loss": self._loss(sentences, row, epoch, int(step[0]))}
         except NotFiniteError:  # which the Trainer treats like a loss that is not
-            nothing = torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum()
+            nothing = self._nothing(sentences)
             self._tally({"loss": nothing.detach().double() * torch.nan})
             return {"loss": nothing * torch.nan}
+
+    def _nothing(self, sentences: Sentences) -> Tensor:
+        """A number that reaches what any step's loss reaches, by the same layers: other ranks may be in theirs."""
+        padding = {} if bool(sentences.attended.all()) else {"attention_mask": sentences.attended.long()}
+        ids = sentences.ids.clamp(min=0)
+        first = torch.zeros_like(ids[:, :1])
+        nothing = self.masked.logits({"input_ids": ids, "target_positions": first, **padding}).sum()
+        beside = [] if self.mapnet is None else [p.sum() for p in self.mapnet.parameters()]
+        return torch.stack([nothing, *beside]).sum()
 
     def _loss(self, sentences: Sentences, row: Tensor, epoch: Tensor, step: int) -> Tensor:
         masks, scores = self.draw(sentences, row, epoch)
@@ -253,7 +262,7 @@ class JointModel(nn.Module):
             sizes |= dict.fromkeys(("norm2", "norm_cells", "mapnet_loss", "mapnet_cells", "looks"), 1)
             sizes["moments"] = 1 + len(candidates())
         taken, self.tallies = self.tallies, {}
-        nothing = next(self.parameters()).new_zeros((), dtype=torch.float64)
+        nothing = torch.zeros((), dtype=torch.float64, device=self.masked.device)
         return {name: taken.get(name, nothing).expand(size) for name, size in sizes.items()}
 
     def learn(self, tallies: Mapping[str, Tensor]) -> None:

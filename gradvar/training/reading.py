@@ -43,7 +43,8 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = (), values: Mapping
 
     Args:
         path: A YAML file.
-        overrides: ``section.key=value`` each, the value in YAML; later ones win.
+        overrides: ``section.key=value`` each, the value in YAML; later ones win. A key without its section stands for
+            the one that there is of that name.
         values: More of them, by ``section.key``; they win.
 
     Returns:
@@ -70,7 +71,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = (), values: Mapping
         if not equals or not key.strip():
             raise GradvarError(f"'{text}' is no override; write section.key=value, like training.learning_rate=1e-3")
         try:
-            _override(found, key.strip(), yaml.safe_load(value))
+            _override(found, _in_full(key.strip()), yaml.safe_load(value))
         except (yaml.YAMLError, ValueError, RecursionError):
             raise GradvarError(f"'{text}': the value is not YAML; put it in quotes") from None
     for key, given in (values or {}).items():
@@ -113,6 +114,12 @@ def write_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def _in_full(key: str) -> str:
+    """Put the sections before a key that was given without them, where no other section has one of that name."""
+    known = [] if "." in key or key in Recipe.model_fields else _named(key)
+    return known[0] if len(known) == 1 else key
+
+
 def _override(values: dict[str, Any], key: str, value: Any) -> None:
     """Put a value into nested ones, by ``section.key``."""
     *sections, last = key.split(".")
@@ -133,7 +140,7 @@ def _first(error: ValidationError) -> str:
     if found["type"] == "extra_forbidden":
         known = _keys(path[:-1])
         close = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-        elsewhere = [name for name in all_keys() if name.rpartition(".")[2] == path[-1]]
+        elsewhere = _named(path[-1])
         hint = (
             f"; did you mean {' or '.join(elsewhere)}?"
             if elsewhere
@@ -164,6 +171,11 @@ def all_keys(section: Any = Recipe, above: str = "") -> list[str]:
     for name, kind in _members(section).items():
         found += all_keys(kind, f"{above}{name}.") if _members(kind) else [f"{above}{name}"]
     return found
+
+
+def _named(last: str) -> list[str]:
+    """All keys whose last part it is."""
+    return [name for name in all_keys() if name.rpartition(".")[2] == last]
 
 
 def _members(kind: Any) -> dict[str, Any]:

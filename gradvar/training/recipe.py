@@ -277,6 +277,8 @@ class Training(Section):
         clip: Largest gradient norm of the encoder, and by itself of the MAPNet; 0 does not clip.
         bf16: Mixed precision.
         compile: Compile the encoder.
+        fsdp: ``full_shard`` shares parameters, gradients and optimizer out among GPUs; ``shard_grad_op`` does, too, but
+            keeps the layers whole between a forward pass and its backward pass.
         workers: Processes that load data.
     """
 
@@ -294,6 +296,7 @@ class Training(Section):
     clip: NotNegative = 1.0
     bf16: bool = False
     compile: bool = False
+    fsdp: Literal["full_shard", "shard_grad_op"] | None = None
     workers: Annotated[Whole, Field(ge=0)] = 0
 
     @model_validator(mode="after")

@@ -151,8 +151,10 @@ def _run(
     last: Path | None,
     settled: Callable[[], None],
 ) -> Ended:
-    args = arguments_of(recipe, out, cpu)
+    args = arguments_of(recipe, out, cpu, resumed=last is not None)
     first = args.process_index == 0
+    if recipe.training.fsdp and not args.fsdp:
+        console.print("note: there is one process, which holds the whole model; training.fsdp rests", highlight=False)
     with args.main_process_first():
         prepared = prepare(recipe.data, cache or default_cache(), recipe.model.source, last)
     for line in prepared.summary():
@@ -272,7 +274,8 @@ def _introduce(trainer: MaskProposalTrainer, console: Console) -> None:
     encoder, mapnet = trainer.joint.encoder, trainer.joint.mapnet
     beside = f", MAPNet {sum(p.numel() for p in mapnet.parameters()):,}" if mapnet else ""
     parameters = sum(p.numel() for p in encoder.parameters())
-    lines = [f"model: {type(encoder).__name__}, {parameters:,} parameters{beside}", *_caveats(trainer)]
+    shared = f"; shared out among {trainer.args.world_size} processes" if trainer.shards else ""
+    lines = [f"model: {type(encoder).__name__}, {parameters:,} parameters{beside}{shared}", *_caveats(trainer)]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 

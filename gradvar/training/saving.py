@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 import torch.distributed as dist
 from torch import nn
 from transformers import Trainer
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
 from gradvar import checkpoints
@@ -22,6 +23,7 @@ from gradvar.errors import GradvarError
 from gradvar.huggingface.checkpoint import quiet
 from gradvar.mapnet.network import MapNet
 from gradvar.training.joint import JointModel
+from gradvar.training.sharding import Shards, alike, gathered, shared_out
 
 _DISK = ("No space", "File too large", "write failed", "unexpected pos", "iostream error", "I/O error", "os error")
 """What torch and safetensors say where a disk is full."""
@@ -34,10 +36,13 @@ class WholeCheckpoints(Trainer, ABC):
 
     Attributes:
         joint: The model.
+        shards: Its parameters, where they are shared out; checkpoints are the same.
     """
 
     joint: JointModel
+    shards: Shards | None = None
     _staging: str | None = None
+    _gathered: dict[str, Any] | None = None
 
     @abstractmethod
     def run_state(self) -> dict[str, Any]:
@@ -50,6 +55,10 @@ class WholeCheckpoints(Trainer, ABC):
     @abstractmethod
     def paused(self) -> AbstractContextManager[None]:
         """Stop the run's clock for a while."""
+
+    def whole(self, device: torch.device | str | None) -> AbstractContextManager[None]:
+        """Let the joint model be whole for a while; see :meth:`~gradvar.training.sharding.Shards.whole`."""
+        return nullcontext() if self.shards is None else self.shards.whole(device)
 
     @property
     def run(self) -> Path:
@@ -85,7 +94,12 @@ class WholeCheckpoints(Trainer, ABC):
             self._together(lambda: self._publish(staging, run, step), first, step)
 
     def _write(self, model: nn.Module, trial: Any, run: Path, step: int) -> None:
-        super()._save_checkpoint(model, trial)
+        optimizer: Any = self.optimizer
+        if self.shards is not None:  # before anything is written: a rank whose disk is full takes part no more
+            self._gathered = gathered(optimizer, self.args.should_save)
+        with self.whole("cpu" if self.args.should_save else None):
+            super()._save_checkpoint(model, trial)
+        self._gathered = None
         if self.state.best_global_step:  # of which the Trainer knows the place where it was written
             self.state.best_model_checkpoint = str(checkpoints.folder_of(run, self.state.best_global_step))
         if self.args.process_index == 0:
@@ -127,6 +141,11 @@ class WholeCheckpoints(Trainer, ABC):
             f"the checkpoint of step {step} cannot be written ({said}); {kept}: make room in {self.run}, then {then}"
         )
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write encoder, tokenizer and MAPNet; where they are shared out, all processes are to call it."""
+        with self.whole("cpu" if self.args.should_save else None):
+            super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write encoder, tokenizer and MAPNet as their own ``from_pretrained`` read them; nothing is pickled."""
         if not self.args.should_save:
@@ -150,15 +169,35 @@ class WholeCheckpoints(Trainer, ABC):
         encoder: Any = joint.encoder
         with quiet():
             saved = type(encoder).from_pretrained(folder, local_files_only=True, dtype=next(encoder.parameters()).dtype)
-        encoder.load_state_dict(saved.state_dict())
+        encoder.load_state_dict(alike(saved.state_dict(), encoder.state_dict()))
         if joint.mapnet is not None:
-            joint.mapnet.load_state_dict(MapNet.from_pretrained(folder).state_dict())
+            network = MapNet.from_pretrained(folder)
+            joint.mapnet.load_state_dict(alike(network.state_dict(), joint.mapnet.state_dict()))
         state: dict[str, Any] = json.loads((folder / STATE).read_text())
         joint.restore(state["joint"])
         return state
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.restore_run(self._load_weights(Path(resume_from_checkpoint)))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.shards is None:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            schedule: Any = self.lr_scheduler
+            torch.save(self._gathered, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(schedule.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.shards is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        elif checkpoint is not None and (Path(checkpoint) / OPTIMIZER_NAME).is_file():
+            optimizer: Any = self.optimizer
+            schedule: Any = self.lr_scheduler
+            # Mapped from the disk: the whole of it would not fit where a share of it does.
+            state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True, mmap=True)
+            optimizer.load_state_dict(shared_out(state, optimizer))
+            schedule.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write a model card of the encoder; see :meth:`transformers.Trainer.create_model_card`."""

@@ -38,6 +38,7 @@ from gradvar.training.recipe import Evaluation, MapNetTraining, Masking, masks_o
 from gradvar.training.saving import WholeCheckpoints
 from gradvar.training.schedule import Schedule
 from gradvar.training.sequences import Limits, Sequences, collate, is_numbered, loader
+from gradvar.training.sharding import Shards, Wrapped, asked_for, check_shardable, full
 from gradvar.training.streaming import BLOCK, Stream
 
 _MOST_SKIPPED = 10  # steps in a row without a finite loss or gradient
@@ -113,6 +114,7 @@ class MaskProposalTrainer(WholeCheckpoints):
     ) -> None:
         if processing_class is None:
             raise GradvarError("processing_class is None; give the tokenizer, which says what the mask token is")
+        given, sharding = args, asked_for(args)
         streamed = not is_numbered(train_dataset)
         args = adapted(args, model, seconds, tokens if streamed else None)
         masking = _masking(masking)
@@ -145,6 +147,8 @@ class MaskProposalTrainer(WholeCheckpoints):
         self.stop = self.stopped = 0
         self.extra_state: dict[str, Any] = {}
         check_given(optimizers[0], optimizers[1], joint.mapnet)
+        if sharding is not None:
+            check_shardable(joint, given, optimizers[0])
         super().__init__(
             model=joint,
             args=args,
@@ -154,6 +158,8 @@ class MaskProposalTrainer(WholeCheckpoints):
             optimizers=optimizers,
             callbacks=[Steps(self), *(callbacks or [])],
         )
+        if sharding is not None:
+            self.shards = Shards(joint, self.args.device, sharding)
         self.loss_is_scaled_for_ga = False
         self.label_names = []
         self.follow_schedules()
@@ -248,6 +254,11 @@ class MaskProposalTrainer(WholeCheckpoints):
 
     # ---- optimisation
 
+    def _wrap_model(self, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        if self.shards is None:
+            return super()._wrap_model(model, *args, **kwargs)
+        return model if isinstance(model, Wrapped) else Wrapped(model, self.accelerator.autocast)
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train; see :meth:`transformers.Trainer.train`.
 
@@ -332,10 +343,10 @@ class MaskProposalTrainer(WholeCheckpoints):
         return self._clip(self.args.max_grad_norm)
 
     def _clip(self, most: float) -> Any:
-        norm = self.accelerator.clip_grad_norm_(self.joint.encoder.parameters(), most)
+        norm = full(self.accelerator.clip_grad_norm_(self.joint.encoder.parameters(), most))
         self._mapnet_norm = 0.0 * norm
         if self.joint.mapnet is not None:
-            self._mapnet_norm = nn.utils.clip_grad_norm_(self.joint.mapnet.parameters(), most)
+            self._mapnet_norm = full(nn.utils.clip_grad_norm_(self.joint.mapnet.parameters(), most))
         return norm
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -421,7 +432,7 @@ class MaskProposalTrainer(WholeCheckpoints):
         if dataset is None:
             raise GradvarError("there is no held-out text to evaluate on; pass eval_dataset")
         start, spec = time.perf_counter(), self.evaluation
-        with self.paused():
+        with self.paused(), self.whole(self.args.device):
             objective = self.held_out.studied(dataset, mask_rate=MASK_RATE)
             quality = evaluate(objective, spec.sentences, spec.masks, self.args.per_device_eval_batch_size)
         metrics = quality.metrics(metric_key_prefix)

@@ -80,8 +80,9 @@ class VarianceWatch(TrainerCallback):
         self._looked = state.global_step
         trainer, start = self._trainer, time.perf_counter()
         logs: dict[str, float] = {}
-        with trainer.paused():
-            if trainer.args.process_index == 0:
+        first = trainer.args.process_index == 0
+        with trainer.paused(), trainer.whole(trainer.args.device if first else None):
+            if first:
                 with untouched(trainer.joint), ranks.alone():
                     try:
                         logs = self._figures(state.global_step)

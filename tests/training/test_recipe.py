@@ -110,6 +110,12 @@ def test_a_recipe_cannot_be_changed():
         ("saving.loggers=[]", "saving.loggers", ()),
         ("mapnet.shape.width=32", "mapnet.shape", {"width": 32}),
         ("mapnet.shape={temperature: 2, embeddings: own}", "mapnet.shape", {"embeddings": "own", "temperature": 2.0}),
+        # Without its section, where there is one of that name.
+        ("max_length=64", "data.max_length", 64),
+        ("proposal=uniform/midzuno", "masking.proposal", "uniform/midzuno"),
+        ("vocabulary=300", "data.tokenizer.vocabulary", 300),
+        ("width=32", "mapnet.shape", {"width": 32}),
+        ("config={hidden_size: 32}", "model.config", {"hidden_size": 32}),
     ],
 )
 def test_an_override_sets_one_value(tmp_path, override, place, value):
@@ -150,6 +156,11 @@ def test_a_budget_takes_the_place_of_the_others(tmp_path, how, old, new):
     assert training.batch == 8
 
 
+def test_a_budget_without_its_section_takes_the_place_of_the_others(tmp_path):
+    training = read(tmp_path, "tokens=5").training
+    assert (training.steps, training.tokens, training.seconds) == (None, 5, None)
+
+
 def test_the_last_of_two_budgets_wins(tmp_path):
     training = read(tmp_path, "training.tokens=5", "training.seconds=6").training
     assert (training.steps, training.tokens, training.seconds) == (None, None, 6)
@@ -173,7 +184,8 @@ def test_a_recipe_without_a_budget_is_refused(tmp_path):
         ("training.xyzzy=1", "unknown key 'training.xyzzy'; there are steps, tokens,"),
         # The very name elsewhere is nearer than a similar one here.
         ("batch=8", "did you mean training.batch or evaluation.batch"),
-        ("max_length=64", "did you mean data.max_length"),
+        ("every=5", "did you mean mapnet.every or evaluation.every or watch.every or saving.every?"),
+        ("tokenizer=x", "unknown key 'tokenizer'; there are seed, data,"),  # which is a section
         ("training.mask_rate=0.3", "did you mean masking.mask_rate"),
         ("data.vocabulary=300", "did you mean data.tokenizer.vocabulary"),
         (
