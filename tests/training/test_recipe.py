@@ -111,7 +111,7 @@ def test_a_recipe_cannot_be_changed():
         ("mapnet.shape.width=32", "mapnet.shape", {"width": 32}),
         ("mapnet.shape={temperature: 2, embeddings: own}", "mapnet.shape", {"embeddings": "own", "temperature": 2.0}),
         # Without its section, where there is one of that name.
-        ("max_length=64", "data.max_length", 64),
+        ("block=64", "data.block", 64),
         ("proposal=uniform/midzuno", "masking.proposal", "uniform/midzuno"),
         ("vocabulary=300", "data.tokenizer.vocabulary", 300),
         ("width=32", "mapnet.shape", {"width": 32}),
