@@ -154,15 +154,10 @@ def test_predict_is_refused(tmp_path):
 # ---- data that are none
 
 
-class Endless(torch.utils.data.IterableDataset):
-    def __iter__(self):
-        return iter(runs.data())
-
-
 TEXT = datasets.Dataset.from_dict({"text": ["w1 w2"] * 20})
 NOT_DATA = {
-    "nothing": (None, "train_dataset is a NoneType; give a data set with a length and items by number"),
-    "a stream": (Endless(), "train_dataset is a Endless; give a data set"),
+    "nothing": (None, "train_dataset is a NoneType; give a data set of tokenised sequences"),
+    "an iterator": (iter(runs.data()), "train_dataset is a list_iterator, which can be gone through only once"),
     "several": ({"a": runs.data()}, r"train_dataset is a dict \(a\); give one data set"),
     "none": ([], "train_dataset holds no sequence"),
     "text": (TEXT, "sequence 0 of train_dataset has text; tokenise it: it needs input_ids"),
