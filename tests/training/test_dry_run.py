@@ -175,7 +175,9 @@ def test_what_is_left_out_is_told(overrides, note):
 def test_every_recipe_can_be_planned(path, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cases.save_checkpoint(tmp_path / "bert")
-    source = ["model.source=bert", "data.max_length=32", "mapnet.shape.width=4"] if "source:" in path.read_text() else []
+    source = (
+        ["model.source=bert", "data.max_length=32", "mapnet.shape.width=4"] if "source:" in path.read_text() else []
+    )
     assert runs.command(["train", str(path), "--dry-run", "--devices", "8xH100", *source]) == 0
     out = capsys.readouterr().out
     assert re.search(r"^model: \w+ForMaskedLM, [\d,]+ parameters, MAPNet [\d,]+$", out, re.MULTILINE)
