@@ -44,7 +44,7 @@ class Steps(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Say what is due."""
-        trainer, order = self._trainer, self._trainer.order
+        trainer, order = self._trainer, self._trainer.course.order
         before, now = order.epochs(state.global_step - 1), order.epochs(state.global_step)
         state.epoch = now  # type: ignore[assignment]  # of a stream nobody knows
         ended = before is not None and now is not None and int(now) > int(before)

@@ -7,11 +7,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +23,7 @@ from gradvar.huggingface.corpus import Tally, ready, stream_sequences, tokenised
 from gradvar.huggingface.reading import Rows, fingerprint, read_rows
 from gradvar.masking.hashing import hash_key, unit_interval
 from gradvar.training.recipe import Data
+from gradvar.training.wordpiece import LONGEST, train_tokenizer
 
 if TYPE_CHECKING:
     import datasets
@@ -32,10 +31,7 @@ if TYPE_CHECKING:
 _FORMAT = 3  # of the cache; another one is made anew
 _SPLIT = 40  # stream of hashes
 _ROWS = 1000  # sequences of an Arrow record batch
-_LONGEST = 512  # tokens that a trained tokenizer says it takes, at least
 _COUNTS = "counts.json"
-_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_ALPHABET, _FEWEST_LETTERS = 1000, 64  # characters that a trained vocabulary spells with, a sixteenth of it between
 
 
 @dataclass(frozen=True)
@@ -248,64 +244,6 @@ def _content(document: Sequence[Any]) -> int:
     return int.from_bytes(hashlib.sha256(said.encode()).digest()[:8], "little", signed=True)
 
 
-def train_tokenizer(rows: Rows, data: Data) -> Any:
-    """Train a WordPiece vocabulary on documents.
-
-    It has no more tokens than are asked for. After the special ones come the most frequent letters, as many as a
-    sixteenth of the vocabulary but 64 at least and 1000 at most, each once more where it continues words; where these
-    do not fit, the rarest of them are left out. Words with letters that are left out are unknown.
-
-    Args:
-        rows: The training text.
-        data: Its size and whether it folds case.
-
-    Returns:
-        A Hugging Face tokenizer.
-    """
-    from tokenizers import BertWordPieceTokenizer
-    from transformers import BertTokenizerFast  # type: ignore[attr-defined]
-
-    assert rows.documents is not None
-    spec = data.tokenizer
-    pieces = BertWordPieceTokenizer(lowercase=spec.lowercase)
-    text = [paragraph for document in rows.documents for paragraph in document]
-    most = min(_ALPHABET, max(_FEWEST_LETTERS, spec.vocabulary // 16))
-    alphabet, inner = _alphabet(text, pieces, most, spec.vocabulary - len(_SPECIAL))
-    # Named as first tokens, or else the trainer numbers what continues a word by the order of a randomised hash table.
-    pieces.train_from_iterator(
-        iter(text),
-        vocab_size=spec.vocabulary,
-        min_frequency=2,
-        show_progress=False,
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        special_tokens=[*_SPECIAL, *alphabet, *(f"##{letter}" for letter in inner)],
-    )
-    pieces = BertWordPieceTokenizer(vocab=pieces.get_vocab(), lowercase=spec.lowercase)
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "tokenizer.json")
-        pieces.save(path)
-        longest = max(_LONGEST, data.max_length)
-        return BertTokenizerFast(tokenizer_file=path, do_lower_case=spec.lowercase, model_max_length=longest)
-
-
-def _alphabet(text: Iterable[str], pieces: Any, most: int, room: int) -> tuple[list[str], list[str]]:
-    """Find the most frequent characters, in order, and those of them that continue a word: `room` in all at most."""
-    normalizer, splitter = pieces._tokenizer.normalizer, pieces._tokenizer.pre_tokenizer
-    spaced = Counter(word for paragraph in text for word in paragraph.split())
-    letters: Counter[str] = Counter()
-    continuing: set[str] = set()
-    for some, count in spaced.items():
-        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(some)):
-            continuing.update(word[1:])
-            for letter in word:
-                letters[letter] += count
-    ranked = sorted(letters, key=lambda letter: (-letters[letter], letter))[:most]
-    taken = accumulate(1 + (letter in continuing) for letter in ranked)
-    kept = sorted(letter for letter, tokens in zip(ranked, taken, strict=True) if tokens <= room)
-    return kept, [letter for letter in kept if letter in continuing]
-
-
 def _write(rows: Rows, tokenizer: Any, data: Data, path: Path) -> tuple[dict[str, int], str]:
     """Write sequences as an Arrow stream; return what became of the text, and a hash of the sequences."""
     tally = Tally()
@@ -372,7 +310,7 @@ def _kind(source: str) -> str:
 
 def _spec(data: Data) -> dict[str, Any]:
     spec = data.tokenizer
-    return {"vocabulary": spec.vocabulary, "lowercase": spec.lowercase, "longest": max(_LONGEST, data.max_length)}
+    return {"vocabulary": spec.vocabulary, "lowercase": spec.lowercase, "longest": max(LONGEST, data.max_length)}
 
 
 def _fingerprint(tokenizer: Any) -> str:

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +21,21 @@ from gradvar import checkpoints
 from gradvar.errors import GradvarError
 from gradvar.huggingface.vocabulary import Vocabulary
 from gradvar.mapnet.network import MapNet
-from gradvar.masking.sets import check_fits
-from gradvar.masking.uniform import target_count
 from gradvar.training.arguments import adapted
 from gradvar.training.callbacks import Steps
 from gradvar.training.clock import VIRTUAL, Clock, follow
+from gradvar.training.course import Course
 from gradvar.training.evaluation import MASK_RATE, evaluate
 from gradvar.training.held_out import HeldOut
 from gradvar.training.joint import JointModel
 from gradvar.training.learner import Tallies
 from gradvar.training.optimizers import check_given, forget, groups, is_known
-from gradvar.training.order import RankBatches
-from gradvar.training.phases import Phases, phases_of
 from gradvar.training.recipe import Evaluation, MapNetTraining, Masking, masks_of
 from gradvar.training.saving import WholeCheckpoints
 from gradvar.training.schedule import Schedule
-from gradvar.training.sequences import Limits, Sequences, collate, is_numbered, loader
+from gradvar.training.sequences import Limits, Sequences, is_numbered
 from gradvar.training.sharding import Shards, Wrapped, asked_for, check_shardable, full
-from gradvar.training.streaming import BLOCK, Stream
+from gradvar.training.streaming import BLOCK
 
 _MOST_SKIPPED = 10  # steps in a row without a finite loss or gradient
 _SIGNALS = 65  # numbers of signals
@@ -80,7 +76,7 @@ class MaskProposalTrainer(WholeCheckpoints):
 
     Attributes:
         joint: The encoder and its MAPNet.
-        order: Which sequences a step sees, by the phases of the run.
+        course: Which sequences each step sees.
         held_out: Makes objectives of held-out sequences.
         elapsed: Seconds of training up to the last step, of all sessions of the run; see :meth:`paused`.
         in_a_row: Steps up to this one that were skipped.
@@ -115,30 +111,18 @@ class MaskProposalTrainer(WholeCheckpoints):
         if processing_class is None:
             raise GradvarError("processing_class is None; give the tokenizer, which says what the mask token is")
         given, sharding = args, asked_for(args)
-        streamed = not is_numbered(train_dataset)
-        args = adapted(args, model, seconds, tokens if streamed else None)
+        self._most_tokens = None if is_numbered(train_dataset) else tokens  # otherwise it is known how many steps
+        args = adapted(args, model, seconds, self._most_tokens)
         masking = _masking(masking)
         if isinstance(eval_dataset, dict):
             raise GradvarError("eval_dataset is a dict; give one data set, and call evaluate with the others")
         limits = Limits.of(model, processing_class)
-        kind: Any = partial(Stream, block=block) if streamed else Sequences
-        self._sequences: Sequences | Stream = kind(train_dataset, "train_dataset", limits)
-        self._longest = self._sequences.longest
+        self.course = Course(train_dataset, limits, block)
         if eval_dataset is not None:
             Sequences(eval_dataset, "eval_dataset", limits)  # refuses what is none
         self.joint = joint = self._joint(model, args, processing_class, masking, mapnet, network)
-        micro, masks = args.per_device_train_batch_size, joint.masks
-        if micro % masks:
-            raise GradvarError(
-                f"{micro} cells at once on a device (the batch over processes and micro-batches) are no multiple of "
-                f"the {masks} masks of a sentence; give another batch"
-            )
-        batch = micro * args.gradient_accumulation_steps * args.world_size // masks
-        self.order = self._order(args, batch, tokens, max_length)
-        self._totals = self._targets()
-        self._counted = (-1, 0.0)  # phase and mask rate that targets were counted for
+        self.course.plan(args, joint, tokens, max_length, lambda: self.state.global_step)
         self.seconds, self.elapsed, self._clock = seconds, 0.0, Clock()
-        self._most_tokens = tokens if streamed else None
         self.evaluation = evaluation
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         self.held_out = HeldOut(joint, processing_class, limits)
@@ -174,7 +158,6 @@ class MaskProposalTrainer(WholeCheckpoints):
         network: MapNet | None,
     ) -> JointModel:
         """Make the joint model, with what it wants to know of all sequences."""
-        vocabulary, sequences = Vocabulary.of(tokenizer), self._sequences
         rare = "frequency" in masking.proposal
         return JointModel(
             model,
@@ -183,74 +166,21 @@ class MaskProposalTrainer(WholeCheckpoints):
             mapnet,
             seed=args.seed,
             network=network,
-            max_length=self._longest,
-            token_counts=sequences.token_counts(vocabulary) if rare else None,
+            max_length=self.course.longest,
+            token_counts=self.course.token_counts(Vocabulary.of(tokenizer)) if rare else None,
         )
-
-    def _order(
-        self, args: TrainingArguments, batch: int, tokens: int | None, max_length: Schedule | None
-    ) -> Phases | Stream:
-        """Plan which sequences each step sees, and how many steps there are, where that is known beforehand."""
-        if isinstance(self._sequences, Stream):
-            if max_length is not None:
-                raise GradvarError(
-                    "train_dataset is a stream, which is shown as it comes; leave training.max_length out"
-                )
-            if args.max_steps <= 0:
-                raise GradvarError("train_dataset is a stream, which has no length; give max_steps, tokens or seconds")
-            places = (args.gradient_accumulation_steps, args.process_index, args.world_size)
-            return self._sequences.planned(batch, args.seed, *places, start=self._at)
-        if args.max_steps <= 0:
-            args.max_steps = math.ceil(args.num_train_epochs * len(self._sequences) / batch)
-        budget = {"steps": args.max_steps} if tokens is None else {"tokens": tokens}
-        masks = self.joint.masks
-        phases = phases_of(self._sequences, max_length, batch, args.seed, shown=masks, **budget)
-        if tokens is not None:
-            args.max_steps = phases.steps
-        return phases
-
-    def _at(self) -> int:
-        """Return the step that the run is at."""
-        return self.state.global_step
-
-    def _targets(self) -> list[Tensor]:
-        """Count, where it matters, the maskable positions of all sequences or pieces, by phase."""
-        joint = self.joint
-        cells = joint.proposal.design.cells
-        if joint.masking.weighting == "sentence" and cells == 1:
-            return []
-        whole = self._sequences.totals(joint.masked.vocabulary)
-        assert isinstance(self.order, Phases)
-        totals = [whole if part.units is None else torch.from_numpy(part.units.totals) for part in self.order.parts]
-        for part in totals if cells > 1 else ():
-            check_fits(cells, part, target_count(part, max(joint.mask_rates.values)))
-        return totals
 
     def follow_schedules(self) -> None:
         """Draw from here on by the mask rate that belongs to this part of the budget."""
         joint = self.joint
-        phase, _ = self.order.phase(self.state.global_step)
-        rate = joint.mask_rates.at(self.progress)
-        if self._totals and (phase, rate) != self._counted:
-            joint.mean_targets = float(target_count(self._totals[phase], rate).double().mean())
-            self._counted = (phase, rate)
-        joint.mask_rate = rate
+        joint.mask_rate = joint.mask_rates.at(self.progress)
+        joint.mean_targets = self.course.mean_targets(self.state.global_step, joint.mask_rate)
 
     # ---- data
 
     def get_train_dataloader(self) -> DataLoader:  # type: ignore[type-arg]
         """Load the sequences of this rank, from the step that the run is at; without end."""
-        args, workers = self.args, self.args.dataloader_num_workers
-        options: dict[str, Any] = {"pin_memory": args.dataloader_pin_memory and args.device.type == "cuda"}
-        if isinstance(self.order, Stream):
-            workers = min(1, workers)  # each of several would read all of it
-            options["batch_size"] = None
-        else:
-            places = (args.gradient_accumulation_steps, args.process_index, args.world_size)
-            options |= {"batch_sampler": RankBatches(self.order, *places, start=self._at), "collate_fn": collate}
-        if workers:
-            options["prefetch_factor"] = args.dataloader_prefetch_factor
-        return loader(self._sequences, workers, **options)
+        return self.course.loader(self.args)
 
     # ---- optimisation
 
@@ -459,7 +389,7 @@ class MaskProposalTrainer(WholeCheckpoints):
         """Return what the run knows beside the model, as plain JSON."""
         state: dict[str, Any] = {"elapsed": self.elapsed, "tokens": self.tokens, "meters": self._meters}
         state |= {"skipped": self._skipped, "in_a_row": self.in_a_row, "drawn_by": self.joint.in_words}
-        return state | {"max_length": self._longest, "progress": self.progress} | self.extra_state
+        return state | {"max_length": self.course.longest, "progress": self.progress} | self.extra_state
 
     def restore_run(self, state: dict[str, Any]) -> None:
         """Know what :meth:`run_state` said."""

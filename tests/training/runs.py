@@ -269,7 +269,7 @@ def draws(run: Path, proposal: str) -> list[torch.Tensor]:
     assert folder is not None
     made = trainer(run, proposal, model=AutoModelForMaskedLM.from_pretrained(folder))
     made._load_from_checkpoint(str(folder))
-    places = made.order.at(int(folder.name.rpartition("-")[2]))
+    places = made.course.order.at(int(folder.name.rpartition("-")[2]))
     inputs = collate([(place, np.array(made.train_dataset[place.row]["input_ids"])) for place in places])
     sentences = made.joint.sentences(**inputs)
     masks, scores = made.joint.draw(sentences, inputs["row"], inputs["epoch"])

@@ -175,9 +175,9 @@ def test_what_is_forgotten_is_noticed(tmp_path, trained, monkeypatch, forgotten)
     elif forgotten == "optimizer":
         monkeypatch.setattr(type(again), "_load_optimizer_and_scheduler", lambda *_: None)
     else:
-        at = type(again.order).at
+        at = type(again.course.order).at
         monkeypatch.setattr(
-            type(again.order), "at", lambda self, step: [p._replace(step=step) for p in at(self, step - 5)]
+            type(again.course.order), "at", lambda self, step: [p._replace(step=step) for p in at(self, step - 5)]
         )
     again.train(resume_from_checkpoint=True)
     assert runs.differences(runs.everything(straight), runs.everything(out)) != []

@@ -213,7 +213,7 @@ def test_a_hub_like_stream_is_trained_on(tmp_path):
         (Masking(weighting="token", mask_rate=0.3), {}, "masking.weighting 'token' and disjoint masks take data that"),
         (Masking(proposal="uniform/disjoint:2"), {}, "disjoint masks take data that are not streamed"),
         (Masking(proposal="frequency/pps"), {}, "the score 'frequency' takes data that are not streamed"),
-        (Masking(), {"max_length": Schedule.of(6)}, "is shown as it comes; leave training.max_length out"),
+        (Masking(), {"max_length": Schedule.of(6)}, "is shown as it comes: leave max_length out"),
         (Masking(), {"max_steps": -1, "num_train_epochs": 2}, "has no length; give max_steps, tokens or seconds"),
     ],
 )
