@@ -202,20 +202,19 @@ def lines_of(found: Plan, utilisation: float) -> list[str]:
     Returns:
         The lines.
     """
-    devices, gib = found.devices, 2.0**30
+    devices = found.devices
     beside = f", MAPNet {found.mapnet:,}" if found.mapnet else ""
     shown = found.lengths if not found.lengths.constant else f"{found.lengths.values[0]:g}"
-    parts = ", ".join(f"{name} {size / gib:.3g}" for name, size in found.memory.items())
-    total = sum(found.memory.values())
+    parts = ", ".join(f"{name} {_bytes(size)}" for name, size in found.memory.items())
     each = "" if devices.count == 1 else f" on each of {devices.count} devices"
     lines = [
         f"model: {found.architecture}, {found.parameters:,} parameters{beside}",
         f"a step: {found.cells:,} cells of {shown} tokens; {found.micro:,} at once{each}",
-        f"memory of a device: {total / gib:.3g} GiB ({parts}), buffers apart",
+        f"memory of a device: {_bytes(sum(found.memory.values()))} ({parts}), buffers apart",
     ]
     if devices.memory is not None:
         fits = "fits" if found.fits else "does not fit: raise training.accumulation"
-        lines[-1] += f"; {fits} {devices.memory / gib:g} GiB"
+        lines[-1] += f"; {fits} {_bytes(devices.memory)}"
     steps = "" if found.steps is None else f"{found.steps:,} steps, "
     lines += [
         f"budget: {steps}{_large(found.tokens)} tokens at most",
@@ -224,6 +223,11 @@ def lines_of(found: Plan, utilisation: float) -> list[str]:
         "FLOP/s, a share that is assumed (--utilisation)",
     ]
     return lines + [f"note: {note}" for note in found.notes]
+
+
+def _bytes(number: float) -> str:
+    """Write bytes in MiB or GiB."""
+    return f"{number / 2**20:.3g} MiB" if number < 2**30 else f"{number / 2**30:.3g} GiB"
 
 
 def _large(number: float) -> str:
