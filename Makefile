@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-full lint format benchmark mutation screenshots clean
+.PHONY: demo test test-full lint format docs benchmark mutation screenshots clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,13 @@ test-full: lint
 format: $(STAMP)
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+# The site's theme announces MkDocs' successors at every build; the versions here are pinned.
+docs: $(STAMP)
+	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The site is in out/site: open out/site/index.html, or, for its search too, serve it with"
+	@echo "$(BIN)/python -m http.server --directory out/site and open http://localhost:8000"
 
 benchmark: $(STAMP)
 	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[benchmarks]"

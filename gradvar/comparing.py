@@ -83,6 +83,15 @@ def compare(
 
     Raises:
         GradvarError: If something that was asked for cannot be done; the message says what to change.
+
+    Examples:
+        >>> import gradvar
+        >>> objective = gradvar.MaskedLM.from_checkpoint(gradvar.DEMO_CHECKPOINT, gradvar.DEMO_TEXT, max_length=16)
+        >>> result = gradvar.compare(objective, ["uniform/simple@0.3"], sentences=4, masks=4)
+        >>> [row.proposal for row in result.proposals]
+        ['uniform/simple', 'uniform/simple@0.3']
+        >>> print(result["uniform/simple@0.3"].variance_ratio)
+        0.64 [0.506, 0.775]
     """  # noqa: DOC502
     check_request(engine, parameters, None, None, None, None, sentences)
     _check(objective, sentences, masks, batch)

@@ -53,6 +53,18 @@ def keyed_dropout(model: nn.Module, keys: Tensor) -> Iterator[KeyedDropout]:
     Raises:
         GradvarError: If the model checkpoints gradients, if a dropout's input has not the cells in front or is of a
             kind that is not replaced, or if anything else in the block drew random numbers.
+
+    Examples:
+        >>> import torch
+        >>> import gradvar
+        >>> model = torch.nn.Dropout(0.5)
+        >>> keys = gradvar.Cells([0, 1], (2,), seed=0).keys[:, 1]
+        >>> with gradvar.keyed_dropout(model, keys):
+        ...     first = model(torch.ones(4, 6))
+        >>> with gradvar.keyed_dropout(model, keys[2:]):
+        ...     again = model(torch.ones(2, 6))
+        >>> torch.equal(first[2:], again)  # the same masks, whatever else is in the batch
+        True
     """
     modules = {module: module.training for module in model.modules()}
     if any(getattr(module, "gradient_checkpointing", False) for module in modules):

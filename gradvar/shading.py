@@ -52,6 +52,16 @@ def score_tokens(
 
     Raises:
         GradvarError: If there are no such sentences, a text cannot be masked, or a score is not finite.
+
+    Examples:
+        >>> import gradvar
+        >>> objective = gradvar.MaskedLM.from_checkpoint(gradvar.DEMO_CHECKPOINT, gradvar.DEMO_TEXT, max_length=32)
+        >>> result = gradvar.score_tokens(objective, "She went into the garden.")
+        >>> result.names
+        ('oracle', 'mapnet', 'loss', 'logit')
+        >>> sentence = result.sentences[0]
+        >>> [sentence.tokens[position] for position in sentence.highest("loss", 2)]
+        ['garden', 'went']
     """  # noqa: DOC502
     texts = [chosen] if isinstance(chosen, str) else chosen
     if not isinstance(texts, int) and any(isinstance(text, str) for text in texts):

@@ -75,6 +75,17 @@ def decompose(
 
     Raises:
         GradvarError: If something that was asked for cannot be done; the message says what to change.
+
+    Examples:
+        >>> import gradvar
+        >>> objective = gradvar.MaskedLM.from_checkpoint(gradvar.DEMO_CHECKPOINT, gradvar.DEMO_TEXT, max_length=32)
+        >>> result = gradvar.decompose(objective, sentences=8, masks=4)
+        >>> print(result.shares["mask"])
+        0.838 [0.79, 0.885]
+        >>> print(result.variance(256, 2))  # of a batch of 256 sentences with 2 masks each
+        0.881 [0.753, 1.13]
+        >>> print(result.noise_scale["total"])
+        not resolved (at least 196)
     """  # noqa: DOC502
     inner = (masks,) if isinstance(masks, int) else tuple(masks)
     if isinstance(getattr(objective, "proposal", None), Proposal):

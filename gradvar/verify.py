@@ -79,6 +79,15 @@ def check_engine(
 
     Raises:
         GradvarError: If the population is too small, the model is random, or the engine refuses it.
+
+    Examples:
+        >>> import gradvar
+        >>> objective = gradvar.MaskedLM.from_checkpoint(gradvar.DEMO_CHECKPOINT, gradvar.DEMO_TEXT, max_length=32)
+        >>> objective.model.double()  # doctest: +ELLIPSIS
+        ModernBertForMaskedLM(...)
+        >>> check = gradvar.check_engine(objective)
+        >>> check.passed, len(check.errors)
+        (True, 29)
     """
     check_engine_name(engine)
     if len(objective) < data:

@@ -16,6 +16,14 @@ class Estimate:
         low: Lower end; None where there is none.
         high: Upper end; None where there is none.
         reason: Why something is None.
+
+    Examples:
+        >>> import gradvar
+        >>> share = gradvar.Estimate(0.838, 0.79, 0.885)
+        >>> print(share)
+        0.838 [0.79, 0.885]
+        >>> print(gradvar.Estimate(None, low=3.53, reason="take more sentences"))
+        not resolved (at least 3.53)
     """
 
     estimate: float | None

@@ -46,6 +46,12 @@ def median_of(values: np.ndarray) -> Median:
 
     Source:
         David and Nagaraja, Order Statistics (2003), section 7.1.
+
+    Examples:
+        >>> median_of(np.array([61.2, 59.9, 63.5]))
+        Median(estimate=61.2, low=59.9, high=63.5, confidence=0.75, values=3)
+        >>> median_of(np.arange(12.0)).confidence
+        0.96142578125
     """
     ordered, n = np.sort(values), len(values)
     if n == 1:

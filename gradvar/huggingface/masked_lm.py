@@ -184,6 +184,15 @@ class MaskedLM(MaskedModel):
 
         Raises:
             GradvarError: If the checkpoint or the data cannot be used.
+
+        Examples:
+            >>> import gradvar
+            >>> objective = gradvar.MaskedLM.from_checkpoint(gradvar.DEMO_CHECKPOINT, gradvar.DEMO_TEXT, max_length=32)
+            >>> objective.levels, len(objective)
+            (('data', 'mask'), 1476)
+            >>> batch = objective.draw([0, 1], (3,), seed=0)  # two sentences, three masks each
+            >>> objective.losses(batch).shape
+            torch.Size([6])
         """  # noqa: DOC502
         return cls.load(
             checkpoint,

@@ -44,6 +44,13 @@ def from_texts(
 
     Raises:
         GradvarError: If the checkpoint cannot be used, or there is nothing to mask in a text.
+
+    Examples:
+        >>> import gradvar
+        >>> texts = ["She went into the garden.", "It rained."]
+        >>> objective, notices = gradvar.from_texts(gradvar.DEMO_CHECKPOINT, texts)
+        >>> [len(sequence) for sequence in objective.corpus.sequences]
+        [8, 6]
     """  # noqa: DOC502
     found: list[tuple[str, ...]] = []
 

@@ -25,7 +25,7 @@ class Cells:
         draws: Number of draws at each inner level.
         seed: Seed of every choice.
 
-    Example:
+    Examples:
         >>> cells = Cells([7, 5], (2,), seed=0)
         >>> cells.datum
         tensor([7, 7, 5, 5])

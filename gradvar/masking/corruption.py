@@ -17,6 +17,13 @@ class Replacement:
         mask: Probability of the mask token.
         random: Probability of a token drawn uniformly from those that are not special.
         keep: Probability of the original token.
+
+    Examples:
+        >>> import gradvar
+        >>> gradvar.Replacement()
+        Replacement(mask=0.8, random=0.1, keep=0.1)
+        >>> gradvar.Replacement(1, 0, 0).keep
+        0
     """
 
     mask: float = 0.8

@@ -40,6 +40,14 @@ class Proposal:
         score: How much each position matters.
         design: How sets are drawn by it.
         mask_rate: Share of the positions that are targets; None takes the objective's.
+
+    Examples:
+        >>> import gradvar
+        >>> str(gradvar.Proposal())
+        'uniform/simple'
+        >>> from gradvar.masking.sets import Disjoint
+        >>> print(gradvar.Proposal(design=Disjoint(2), mask_rate=0.3))
+        uniform/disjoint:2@0.3
     """
 
     score: Score = _UNIFORM
@@ -136,6 +144,17 @@ def parse_proposal(text: str, scores: Mapping[str, Score] | None = None) -> Prop
 
     Raises:
         GradvarError: If it is malformed or names what there is not; the message lists what there is.
+
+    Examples:
+        >>> import gradvar
+        >>> proposal = gradvar.parse_proposal("logit^0.5/pps~0.1@0.2")
+        >>> proposal.mask_rate, proposal.design.epsilon
+        (0.2, 0.1)
+        >>> str(proposal)
+        'logit^0.5/pps~0.1@0.2'
+        >>> gradvar.parse_proposal("logit/ppps")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        gradvar.errors.GradvarError: 'logit/ppps': there is no design 'ppps'; did you mean 'pps'? there are simple, ...
     """
     score_text, slash, rest = text.rpartition("/")
     if not slash or not score_text or not rest:

@@ -23,6 +23,15 @@ class Schedule:
 
     Raises:
         ValueError: If the shares do not rise from 0, to 1 at most.
+
+    Examples:
+        >>> falling = Schedule("linear", (0, 1), (0.3, 0.15))
+        >>> round(falling.at(0.5), 3)
+        0.225
+        >>> print(falling)
+        {linear: {0: 0.3, 1: 0.15}}
+        >>> Schedule("steps", (0, 0.9), (16, 128)).at(0.95)
+        128
     """
 
     kind: Kind
