@@ -15,7 +15,7 @@ from gradvar.finetuning import finetune as module
 from gradvar.finetuning.reading import read_task
 from gradvar.finetuning.tasks import TASKS
 from gradvar.finetuning.tuning import FinetuneSettings, encode, tune
-from gradvar.report.finetuned import Finetuned
+from gradvar.report.finetuned import Finetuned, SeedResult, TaskResult, notes_of
 from tests import cases
 from tests.finetuning import files
 
@@ -110,6 +110,14 @@ def test_an_interruption_keeps_what_is_done(run, monkeypatch):
     assert run("--task", "rte", "--out", "ft", "--epochs", "0.1", "--seeds", "2")[0] == 0
 
 
+@pytest.mark.parametrize(("seeds", "words"), [(1, "One seed has no interval"), (2, "Below 6 seeds"), (6, None)])
+def test_what_the_notes_say_of_the_interval(seeds, words):
+    found = [SeedResult(seed, {"accuracy": 50.0 + seed}, 1.0, 0.5, 10, 1.0) for seed in range(seeds)]
+    said = " ".join(notes_of(Finetuned((TaskResult("rte", 9, 9, 0.0, 0, "", tuple(found)),), {"checkpoint": ""}, {})))
+    for other in ("One seed has no interval", "Below 6 seeds"):
+        assert (other in said) == (other == words)
+
+
 def test_a_failure_leaves_nothing(run, tmp_path):
     code, _, err = run("--task", "rte", "--out", "some/where", "--learning-rate", "1e30", "--cpu")
     assert code == 2
@@ -157,6 +165,7 @@ BAD = {
     "short": (["--task", "rte", "--max-length", "7"], "--max-length 7 is impossible"),
     "data": (["--task", "rte", "--data", "/no/such"], "--data /no/such is no folder"),
     "checkpoint": (["--task", "rte", "--checkpoint", "/no/such"], "no checkpoint at '/no/such'"),
+    "no model": (["--task", "rte", "--checkpoint", "full"], "full has no config.json"),
     "file": (["--task", "rte", "--out", "file"], "--out file is a file"),
     "foreign": (["--task", "rte", "--out", "full"], "--out full holds 'thing', which is no part of such results"),
     "broken": (["--task", "rte", "--out", "broken"], "results.json cannot be gone on with"),

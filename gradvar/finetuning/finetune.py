@@ -15,7 +15,7 @@ from gradvar.errors import GradvarError
 from gradvar.finetuning.reading import TaskData, read_task
 from gradvar.finetuning.tasks import parse_tasks
 from gradvar.finetuning.tuning import FinetuneSettings, Prepared, encode, steps_of, tune
-from gradvar.huggingface.checkpoint import digest_of, locate, longest_sequence, tokenizer_of, weight_files
+from gradvar.huggingface.checkpoint import check_config, digest_of, locate, longest_sequence, tokenizer_of, weight_files
 from gradvar.huggingface.classifier import load_classifier
 from gradvar.provenance import command, versions
 from gradvar.report.finetuned import Finetuned, TaskResult
@@ -65,6 +65,7 @@ def finetune(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise GradvarError("finetune runs in one process; start it without torchrun")
     wanted, folder = parse_tasks(tasks), locate(checkpoint)
+    check_config(folder)
     tokenizer = tokenizer_of(folder)
     settings = _with_length(settings, longest_sequence(load_classifier(folder, 2, seed=0), tokenizer))
     read = [read_task(task, str(data)) for task in wanted]

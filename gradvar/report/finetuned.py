@@ -227,8 +227,10 @@ def notes_of(result: Finetuned) -> list[str]:
         "Intervals are over seeds (head, order, dropout); dev ± is one standard error over the choice of held-out "
         "examples, which another seed does not remove."
     ]
-    few = sorted({task.median.values for task in result.tasks if task.median.values < 6})
-    if few:
+    counts = {task.median.values for task in result.tasks}
+    if 1 in counts:
+        notes.append("One seed has no interval; take more --seeds.")
+    if any(1 < count < 6 for count in counts):
         notes.append(
             "Below 6 seeds an interval is from the lowest to the highest seed, and holds the median of all seeds with "
             "the confidence shown, not with 95 %."
