@@ -64,6 +64,7 @@ def trainer(
     callbacks: Iterable[Any] = (),
     seconds: float | None = None,
     max_length: Any = None,
+    block: int = 100,
     **arguments: Any,
 ) -> MaskProposalTrainer:
     """A trainer of 11 steps of 8 sequences that saves every 5 and logs every 3; `arguments` are the Trainer's."""
@@ -80,6 +81,7 @@ def trainer(
         callbacks=[MetricsFile(out), *callbacks],
         seconds=seconds,
         max_length=max_length,
+        block=block,
     )
 
 

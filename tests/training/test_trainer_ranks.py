@@ -9,6 +9,7 @@ import os
 import signal
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import torch.distributed as dist
@@ -16,6 +17,8 @@ import torch.distributed as dist
 from gradvar import checkpoints
 from gradvar.errors import GradvarError
 from gradvar.training.joint import JointModel
+from gradvar.training.recipe import Masking
+from gradvar.training.schedule import Schedule
 from gradvar.training.trainer import MaskProposalTrainer
 from tests.training import runs
 
@@ -68,6 +71,32 @@ def test_two_ranks_make_the_steps_of_one(tmp_path):
         assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in two], rel=1e-5)
     for other in ("2x2", "1-to-2", "2-to-1"):
         assert distance(mapnet / "1", mapnet / other) < 1e-6
+
+
+def test_two_ranks_make_the_steps_of_one_of_a_stream_and_of_a_run_with_schedules(tmp_path):
+    """Sequences of several lengths, 3 epochs of a stream; pieces of several phases, and a mask rate that changes."""
+    rates = {"linear": {0: 0.6, 1: 0.2}}
+    stream = {"train": datasets.Dataset.from_list(runs.data()).to_iterable_dataset(), "block": 7}
+    phases = {"max_length": Schedule("steps", (0.0, 0.4), (6, 12))}
+    cases = {"stream": stream, "phases": phases}
+    masking = Masking(proposal=runs.DRAWN, mask_rate=rates, weighting="sentence")
+
+    def train(name, ranks, *sizes):
+        runs.trainer(tmp_path / name / str(ranks), masking, **cells(*sizes), **DESCENT, **cases[name]).train()
+
+    def ranks():
+        for name in cases:
+            train(name, 2, 2, 2)
+
+    for name in cases:
+        train(name, 1, 8)
+    assert runs.forked(ranks, 2, tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()
+    for name in cases:
+        assert distance(tmp_path / name / "1", tmp_path / name / "2") < 1e-6
+        one, two = (runs.metrics(tmp_path / name / ranks) for ranks in ("1", "2"))
+        for key in ("tokens", "mask_rate"):
+            assert [line.get(key) for line in one] == [line.get(key) for line in two]
+    assert distance(tmp_path / "stream" / "1", tmp_path / "phases" / "1") > 1e-3
 
 
 @pytest.mark.parametrize(
