@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -67,7 +67,9 @@ def finetune(
     wanted, folder = parse_tasks(tasks), locate(checkpoint)
     check_config(folder)
     tokenizer = tokenizer_of(folder)
-    settings = _with_length(settings, longest_sequence(load_classifier(folder, 2, seed=0), tokenizer))
+    model = load_classifier(folder, 2, seed=0)
+    _check_tokenizer(folder, tokenizer, model)
+    settings = _with_length(settings, longest_sequence(model, tokenizer))
     read = [read_task(task, str(data)) for task in wanted]
     digest = digest_of(weight_files(folder))
     known = {"checkpoint": str(folder), "checkpoint_sha256": digest} | asdict(settings)
@@ -95,6 +97,17 @@ def finetune(
 
 def _tell(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
     progress(before + done, total)
+
+
+def _check_tokenizer(folder: Path, tokenizer: Any, model: Any) -> None:
+    """Refuse a tokenizer that cannot pad, or that has tokens which the model does not know."""
+    if tokenizer.pad_token_id is None:
+        raise GradvarError(f"the tokenizer in {folder} has no padding token; give it one, such as tokenizer.pad_token")
+    known = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > known:
+        raise GradvarError(
+            f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model {known}; they do not match"
+        )
 
 
 def _with_length(settings: FinetuneSettings, longest: int) -> FinetuneSettings:
@@ -167,16 +180,20 @@ def _kept(out: Path | None) -> Iterator[Callable[[Finetuned], None]]:
         with written(out):
             for name, content in zip(FILES, contents, strict=True):
                 partial_file = out / f".{name}"
-                partial_file.write_text(content, encoding="utf-8")
-                partial_file.replace(out / name)
+                try:
+                    partial_file.write_text(content, encoding="utf-8")
+                    partial_file.replace(out / name)
+                finally:
+                    partial_file.unlink(missing_ok=True)
 
-    missing = [path for path in (out.absolute(), *out.absolute().parents) if not path.exists()]
+    missing = [path for path in (out.absolute(), *out.absolute().parents) if not os.path.exists(path)]
     with written(out):
         out.mkdir(parents=True, exist_ok=True)
     try:
         with held(out):
             yield keep
     finally:
-        if not (out / RESULTS).exists():
+        if not os.path.exists(out / RESULTS):
             for path in missing:
-                path.rmdir()
+                with suppress(OSError):
+                    path.rmdir()

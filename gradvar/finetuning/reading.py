@@ -155,7 +155,10 @@ def _hub(task: Task, data: str) -> list[Examples]:
 
 
 def _examples(task: Task, source: str, rows: list[tuple[str, list[Any]]], broken: int) -> Examples:
-    texts = tuple(tuple(str(text) for text in row[:-1]) for _, row in rows)
+    for place, row in rows:
+        if not all(isinstance(text, str) for text in row[:-1]):
+            raise GradvarError(f"{place}: a text is missing")
+    texts = tuple(tuple(row[:-1]) for _, row in rows)
     return Examples(source, texts, tuple(_label(task, row[-1], place) for place, row in rows), broken)
 
 
@@ -164,7 +167,7 @@ def _label(task: Task, given: Any, place: str) -> float:
     if task.labels is None:
         try:
             score = float(given)
-        except ValueError:
+        except (TypeError, ValueError):
             score = float("nan")
         if not SCORE_RANGE[0] <= score <= SCORE_RANGE[1]:
             raise GradvarError(

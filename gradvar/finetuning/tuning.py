@@ -90,17 +90,19 @@ def encode(data: TaskData, tokenizer: Any, max_length: int) -> Prepared:
         The task in tokens.
     """
 
-    def encoded(examples: Examples) -> Encoded:
+    def encoded(examples: Examples) -> tuple[Encoded, int]:
         columns = [list(column) for column in zip(*examples.texts, strict=True)]
-        found = tokenizer(*columns, truncation=True, max_length=max_length, verbose=False)
+        found = tokenizer(*columns, verbose=False)
+        long = sum(len(ids) > max_length for ids in found["input_ids"])
+        if long:
+            found = tokenizer(*columns, truncation=True, max_length=max_length, verbose=False)
         labels: list[Any] = list(examples.labels)
         if data.task.labels is not None:
             labels = [int(label) for label in labels]
-        return [{name: found[name][i] for name in found} | {"labels": label} for i, label in enumerate(labels)]
+        return [{name: found[name][i] for name in found} | {"labels": label} for i, label in enumerate(labels)], long
 
-    train = encoded(data.train)
-    full = sum(len(example["input_ids"]) >= max_length for example in train)
-    return Prepared(data, train, {part: encoded(x) for part, x in data.dev.items()}, full / len(train))
+    train, long = encoded(data.train)
+    return Prepared(data, train, {part: encoded(x)[0] for part, x in data.dev.items()}, long / len(train))
 
 
 def tune(
@@ -132,6 +134,8 @@ def tune(
     start, task = time.perf_counter(), prepared.data.task
     model = load_classifier(folder, None if task.labels is None else len(task.labels), seed)
     taken = set(inspect.signature(model.forward).parameters)
+    if getattr(model.config, "type_vocab_size", 2) < 2:  # it knows no second text
+        taken.discard("token_type_ids")
 
     def taken_from(examples: Encoded) -> Any:
         return [{name: x for name, x in example.items() if name in taken} for example in examples]
@@ -154,6 +158,8 @@ def tune(
             disable_tqdm=True,
             log_level="error",
         )
+        if args.device.type == "cuda":
+            args._n_gpu = 1  # DataParallel would make a batch of one a device
         trainer = Trainer(
             model=model,
             args=args,

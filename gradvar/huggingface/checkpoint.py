@@ -310,17 +310,33 @@ def one_line(error: Exception) -> str:
     return " ".join(said) or type(error).__name__
 
 
-def _check_loading(folder: Path, model: Any, report: dict[str, Any], allow_random_head: bool) -> None:
-    """Refuse weights that do not fill the model."""
+def check_body(folder: Path, model: Any, report: dict[str, Any], fresh: str = "(?!)") -> None:
+    """Refuse weights that have not the shapes of a model, or are of layers that it does not have.
+
+    Args:
+        folder: Where they come from.
+        model: The model.
+        report: What ``from_pretrained`` says of loading.
+        fresh: Names of parameters, as a regular expression, that may have other shapes: they are made anew.
+
+    Raises:
+        GradvarError: If there are some.
+    """
     mismatched = sorted(str(key[0]) if isinstance(key, tuple) else str(key) for key in report["mismatched_keys"])
+    mismatched = [key for key in mismatched if not re.match(fresh, key)]
     if mismatched:
         raise GradvarError(f"{folder}: weight '{mismatched[0]}' has not the shape that config.json says")
-    body = re.compile(rf"{model.base_model_prefix}\.(encoder|layers)\.")
+    body = re.compile(rf"{model.base_model_prefix}\.(encoder|layers|transformer)\.")
     surplus = sorted(key for key in report["unexpected_keys"] if body.match(key))
     if surplus:
         raise GradvarError(
             f"{folder}: config.json has no place for weight '{surplus[0]}' ({len(surplus)} such); restore the right one"
         )
+
+
+def _check_loading(folder: Path, model: Any, report: dict[str, Any], allow_random_head: bool) -> None:
+    """Refuse weights that do not fill the model."""
+    check_body(folder, model, report)
     missing = sorted(report["missing_keys"])
     encoder = [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]
     if encoder:

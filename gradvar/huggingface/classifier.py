@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from gradvar.errors import GradvarError
-from gradvar.huggingface.checkpoint import attempt, check_config, quiet, weight_files
+from gradvar.huggingface.checkpoint import attempt, check_body, check_config, quiet, weight_files
 
 
 def load_classifier(folder: Path, labels: int | None, seed: int) -> Any:
     """Load an encoder and put a fresh head on it.
 
     Args:
-        folder: Of a masked LM.
+        folder: Of a masked LM. What its head shares with a classifier's, such as ModernBERT's dense layer, is taken.
         labels: How many there are; None for a score, which is trained on its squared error.
         seed: Of the head's first weights.
 
@@ -30,6 +31,11 @@ def load_classifier(folder: Path, labels: int | None, seed: int) -> Any:
     if (architecture := check_config(folder)) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
         raise GradvarError(
             f"{folder} is of architecture '{architecture}', which transformers has no text classifier for"
+        )
+    config = json.loads((folder / "config.json").read_text())
+    if any("ForSequenceClassification" in name for name in config.get("architectures") or ()):
+        raise GradvarError(
+            f"{folder} is a text classifier already, with a head of its own; give the masked LM before it"
         )
     weight_files(folder)
     kind = "regression" if labels is None else "single_label_classification"
@@ -49,6 +55,7 @@ def load_classifier(folder: Path, labels: int | None, seed: int) -> Any:
             ),
         )
     body = f"{model.base_model_prefix}."
+    check_body(folder, model, report, fresh=rf"(?!{body})|.*pooler")
     lacking = [key for key in report["missing_keys"] if key.startswith(body) and "pooler" not in key]
     if lacking:
         raise GradvarError(f"{folder}: weights lack '{sorted(lacking)[0]}'; they are not for this model")

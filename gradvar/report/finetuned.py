@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -148,17 +149,18 @@ class Finetuned:
         try:
             if values["schema"] != FINETUNED_SCHEMA:
                 raise ValueError(f"its schema is not {FINETUNED_SCHEMA}")
-            tasks = tuple(
-                TaskResult(
-                    task,
-                    **{name: found[name] for name in _DATA},
-                    seeds=tuple(SeedResult(**seed) for seed in found["seeds"]),
-                )
-                for task, found in values["tasks"].items()
-            )
-            return cls(tasks, values["settings"], values["provenance"], values["missing_seeds"])
+            found = {name: {key: task[key] for key in (*_DATA, "seeds")} for name, task in values["tasks"].items()}
+            tasks = tuple(TypeAdapter(TaskResult).validate_python({"task": name} | task) for name, task in found.items())
+            settings, provenance = (dict(values[name]) for name in ("settings", "provenance"))
+            result = cls(tasks, settings, provenance, int(values["missing_seeds"]))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
         except (LookupError, TypeError, AttributeError) as error:
             raise ValueError("it lacks what a result has") from error
+        if not all(task.seeds and len({frozenset(seed.metrics) for seed in task.seeds}) == 1 for task in tasks):
+            raise ValueError("its seeds are not of the same metrics")
+        return result
 
     def to_frame(self) -> DataFrame:
         """Return a pandas table with a row for each task and seed."""
@@ -237,7 +239,7 @@ def notes_of(result: Finetuned) -> list[str]:
         )
     cut = [task for task in result.tasks if task.cut]
     notes += [
-        f"{task.task}: {100 * task.cut:.2g} % of the training examples were cut, see --max-length" for task in cut
+        f"{task.task}: {100 * task.cut:.3g} % of the training examples were cut, see --max-length" for task in cut
     ]
     notes += [
         f"{task.task}: {task.broken:,} rows with too few columns were left out" for task in result.tasks if task.broken
