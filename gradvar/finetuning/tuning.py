@@ -154,6 +154,7 @@ def tune(
             use_cpu=cpu or not torch.cuda.is_available(),
             save_strategy="no",
             logging_strategy="no",
+            logging_nan_inf_filter=False,  # so that a loss that is not finite is seen
             report_to="none",
             disable_tqdm=True,
             log_level="error",

@@ -150,7 +150,12 @@ def encoder_flops_per_token(model: nn.Module, length: int) -> float:
     handles = [module.register_forward_pre_hook(count) for module in linear]
     try:
         with torch.no_grad():
-            encoder(input_ids=torch.ones(1, length, dtype=torch.int64, device=next(model.parameters()).device))
+            ids = torch.ones(1, length, dtype=torch.int64, device=next(model.parameters()).device)
+            try:
+                encoder(input_ids=ids)
+            except RuntimeError:  # without a mask some look at the ids, of which there are none without weights
+                products = 0
+                encoder(input_ids=ids, attention_mask=ids)
     finally:
         for handle in handles:
             handle.remove()

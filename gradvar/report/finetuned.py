@@ -150,7 +150,9 @@ class Finetuned:
             if values["schema"] != FINETUNED_SCHEMA:
                 raise ValueError(f"its schema is not {FINETUNED_SCHEMA}")
             found = {name: {key: task[key] for key in (*_DATA, "seeds")} for name, task in values["tasks"].items()}
-            tasks = tuple(TypeAdapter(TaskResult).validate_python({"task": name} | task) for name, task in found.items())
+            tasks = tuple(
+                TypeAdapter(TaskResult).validate_python({"task": name} | task) for name, task in found.items()
+            )
             settings, provenance = (dict(values[name]) for name in ("settings", "provenance"))
             result = cls(tasks, settings, provenance, int(values["missing_seeds"]))
         except ValidationError as error:

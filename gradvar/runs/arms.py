@@ -14,6 +14,7 @@ from gradvar.errors import GradvarError
 from gradvar.runs.reading import Found, recipe_at
 from gradvar.training.reading import all_keys, values_of
 from gradvar.training.recipe import Recipe
+from gradvar.training.schedule import is_written, parse_schedule
 
 _NO_ARM = ("seed", "saving.", "watch.", "evaluation.every", "evaluation.batch", "training.workers")
 """Keys that change nothing of what is trained and of the loss that is measured."""
@@ -244,6 +245,8 @@ def shown(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
+    if is_written(value):
+        return str(parse_schedule(value))
     if isinstance(value, list):
         return "[" + ",".join(map(shown, value)) + "]"
     if isinstance(value, float):

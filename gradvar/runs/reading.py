@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -193,10 +192,15 @@ def _json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+_MOST = 1e100  # of any number of a log; what is larger is as lost as what is not finite
+
+
 def _number(line: Mapping[str, Any], name: str) -> float | None:
     """Return a finite number of a line, or None."""
     value = line.get(name)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < _MOST else None
 
 
 def _evaluations(lines: Iterable[Mapping[str, Any]]) -> tuple[tuple[Evaluation, ...], int]:

@@ -82,7 +82,10 @@ class Course:
         batch = micro * args.gradient_accumulation_steps * args.world_size // joint.masks
         if isinstance(self._data, Stream):
             if max_length is not None:
-                raise GradvarError("train_dataset is a stream, which is shown as it comes: leave max_length out")
+                raise GradvarError(
+                    "train_dataset is a stream (data.streaming), which is shown as it comes: leave max_length out "
+                    "(training.max_length=null)"
+                )
             if args.max_steps <= 0:
                 raise GradvarError("train_dataset is a stream, which has no length; give max_steps, tokens or seconds")
             self.order = self._data.planned(batch, args.seed, *_places(args), start=at)

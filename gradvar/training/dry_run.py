@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gradvar.errors import GradvarError
-from gradvar.huggingface.checkpoint import locate, tokenizer_of
+from gradvar.huggingface.checkpoint import locate, one_line, tokenizer_of
 from gradvar.huggingface.forward import embedding_shape, encoder_flops_per_token, logits_at
 from gradvar.mapnet.config import default_config, flops_per_token
 from gradvar.mapnet.network import MapNet
@@ -21,7 +21,7 @@ from gradvar.masking.proposal import nearest
 from gradvar.masking.uniform import target_count
 from gradvar.training.cross_entropy import cross_entropy
 from gradvar.training.model import build_encoder
-from gradvar.training.recipe import Recipe
+from gradvar.training.recipe import Recipe, masks_of, proposal_of
 from gradvar.training.schedule import Schedule
 
 _DEVICES = {  # dense FLOP/s in bfloat16 and in float32, and GiB, by the vendor's data sheets
@@ -38,6 +38,7 @@ _FLOAT = 4  # bytes
 _FRAME = 2  # special tokens of a sequence, which are no targets
 _MEASURED = ("oracle", "logit", "last-layer", "loss")  # scores
 _ROOM = 1.5  # times what is counted, for buffers and fragments; benchmarks/dry_run.py measures it
+_SLOWEST = 1e8  # FLOP/s of any device
 _SECONDS = 86_400
 
 
@@ -84,8 +85,8 @@ def parse_devices(text: str, bf16: bool) -> Devices:
             raise GradvarError(f"--devices {text}: no FLOP/s are on record for '{name}'{hint}, or 4x2.5e14") from None
         half, full, memory = _DEVICES[name]
         return Devices(int(count), name.upper(), half if bf16 else full, memory * 2.0**30)
-    if not 0 < flops < math.inf:
-        raise GradvarError(f"--devices {text}: {flops:g} FLOP/s is impossible")
+    if not _SLOWEST <= flops < math.inf:
+        raise GradvarError(f"--devices {text}: {flops:g} FLOP/s is impossible; write how many, x, and what: 8xH100")
     return Devices(int(count), f"{flops:.3g} FLOP/s", flops, None)
 
 
@@ -97,8 +98,8 @@ class Plan:
         architecture: Class of the encoder.
         parameters: Of the encoder.
         mapnet: Parameters of the MAPNet; 0 without one.
-        cells: Of a step.
-        micro: Cells at once on one device.
+        cells: Of a step, where they are longest.
+        micro: Of them at once on one device.
         lengths: Tokens of a cell by the share of the budget.
         steps: How many; None where the budget is in seconds.
         tokens: Shown in all, at most: as if no cell were shorter.
@@ -132,7 +133,7 @@ class Plan:
 
 
 def plan(recipe: Recipe, devices: Devices, utilisation: float) -> Plan:
-    """Find out what a recipe would take; no weights are made, and no text is read.
+    """Find out what a recipe would take; no text is read, and of an architecture no weights are made.
 
     Args:
         recipe: The recipe.
@@ -145,6 +146,16 @@ def plan(recipe: Recipe, devices: Devices, utilisation: float) -> Plan:
     Raises:
         GradvarError: If the recipe's model cannot be, or its batch cannot be shared out.
     """
+    try:
+        return _plan(recipe, devices, utilisation)
+    except RuntimeError as error:  # from a model's own code, which looks at numbers that are not there
+        raise GradvarError(
+            f"model.architecture '{recipe.model.architecture}' cannot be planned without weights ({one_line(error)}); "
+            "train it for a few --steps"
+        ) from error
+
+
+def _plan(recipe: Recipe, devices: Devices, utilisation: float) -> Plan:
     if not 0 < utilisation <= 1:
         raise GradvarError(f"--utilisation {utilisation} is no share; give more than 0, up to 1")
     spec, lengths = recipe.training, Schedule.of(recipe.training.max_length or recipe.data.max_length)
@@ -154,9 +165,14 @@ def plan(recipe: Recipe, devices: Devices, utilisation: float) -> Plan:
             f"training.batch {spec.batch} cannot be shared among {devices.count} devices with {spec.accumulation} "
             f"micro-batches each; give a multiple of {parts}"
         )
-    rates = Schedule.of(recipe.masking.mask_rate)
-    model = _on_meta(recipe)
-    longest, micro = int(max(lengths.values)), spec.batch // parts
+    micro, masks = spec.batch // parts, masks_of(recipe.masking)
+    if micro % masks:
+        raise GradvarError(
+            f"{micro} cells at once on a device are no multiple of the {masks} masks of a sentence; give another "
+            "training.batch, training.accumulation or --devices"
+        )
+    rates = Schedule.of(proposal_of(recipe.masking).mask_rate or recipe.masking.mask_rate)
+    model, longest = _on_meta(recipe), int(max(lengths.values))
     network = _mapnet_of(recipe, model, longest)
     ends = [*lengths.shares[1:], 1.0]
     per_token = sum(
@@ -171,16 +187,16 @@ def plan(recipe: Recipe, devices: Devices, utilisation: float) -> Plan:
     tokens = float(steps * a_step) if steps is not None else (spec.seconds or 0.0) * speed / per_token
     parameters = sum(p.numel() for p in model.parameters())
     mapnet = 0 if network is None else sum(p.numel() for p in network.parameters())
-    cells = micro * (recipe.data.max_length // longest)
+    times = recipe.data.max_length // longest  # pieces of a sequence, where it is longest
     targets = int(target_count(torch.tensor([longest - _FRAME]), max(rates.values)))
     with _fake(model) as made:
-        saved = saved_bytes(made, cells, longest, targets, spec.bf16)
+        saved = saved_bytes(made, micro * times, longest, targets, spec.bf16)
     return Plan(
         type(model).__name__,
         parameters,
         mapnet,
-        spec.batch,
-        micro,
+        spec.batch * times,
+        micro * times,
         lengths,
         steps,
         tokens,
@@ -213,8 +229,8 @@ def lines_of(found: Plan, utilisation: float) -> list[str]:
         f"memory of a device: {_bytes(sum(found.memory.values()))} ({parts}), buffers apart",
     ]
     if devices.memory is not None:
-        fits = "fits" if found.fits else "may not fit: raise training.accumulation;"
-        lines[-1] += f"; {fits} {_bytes(devices.memory)}"
+        memory = _bytes(devices.memory)
+        lines[-1] += f"; fits {memory}" if found.fits else f"; may not fit {memory}: raise training.accumulation"
     steps = "" if found.steps is None else f"{found.steps:,} steps, "
     lines += [
         f"budget: {steps}{_large(found.tokens)} tokens at most",
@@ -302,10 +318,14 @@ def _on_meta(recipe: Recipe) -> nn.Module:
     source = recipe.data.tokenizer.source or recipe.model.source
     tokenizer: Any = VocabularyOf(recipe.data.tokenizer.vocabulary)
     if source is not None:
-        tokenizer = tokenizer_of(locate(source, "data.tokenizer.source"))
+        tokenizer = tokenizer_of(
+            locate(source, "data.tokenizer.source" if recipe.data.tokenizer.source else "model.source")
+        )
     with nullcontext() if recipe.model.source else torch.device("meta"):
         model = build_encoder(recipe.model, tokenizer, recipe.data.max_length, recipe.seed)
-    return model.to("meta")
+    made: Any = model.to("meta")
+    made.tie_weights()
+    return made
 
 
 def _mapnet_of(recipe: Recipe, model: nn.Module, length: int) -> MapNet | None:
@@ -357,6 +377,8 @@ def _fake(model: nn.Module) -> Iterator[nn.Module]:
 def _left_out(recipe: Recipe) -> tuple[str, ...]:
     """Say what takes more than is counted."""
     notes, score = [], recipe.masking.proposal.partition("/")[0]
+    if score.startswith("mapnet"):
+        notes.append("what autograd keeps of the MAPNet is not counted; its parameters and FLOPs are")
     if score.startswith("mapnet") and recipe.mapnet.target == "gradient":
         notes.append(f"true gradient norms at every {recipe.mapnet.every} steps cost more than is counted here")
     if score.startswith(_MEASURED):

@@ -116,7 +116,7 @@ def phases_of(
     ends = [*schedule.shares[1:], 1.0]
     parts, counts = [], []
     for number, (share, end, length) in enumerate(zip(schedule.shares, ends, schedule.values, strict=True)):
-        if steps is not None and round(end * steps) == round(share * steps):
+        if end == share or (steps is not None and round(end * steps) == round(share * steps)):
             continue
         part, of_units = _phase_of(sequences, lengths, int(length), batch, seed, number)
         parts.append(part)

@@ -13,6 +13,7 @@ from typing_extensions import is_typeddict
 
 from gradvar.errors import GradvarError
 from gradvar.training.recipe import Recipe
+from gradvar.training.schedule import is_written
 
 _INSTEAD = {
     "training.steps": ("tokens", "seconds"),
@@ -105,7 +106,7 @@ def changed(one: Recipe, other: Recipe) -> list[str]:
 
 
 def values_of(recipe: Recipe) -> dict[str, Any]:
-    """Return all values of a recipe by ``section.key``, as JSON has them."""
+    """Return all values of a recipe by ``section.key``, as JSON has them; a schedule is one value."""
     return _flat(recipe.model_dump(mode="json"))
 
 
@@ -189,5 +190,6 @@ def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in values.items():
         path = f"{above}{name}"
-        found |= _flat(value, f"{path}.") if isinstance(value, dict) and value else {path: value}
+        deeper = isinstance(value, dict) and value and not is_written(value)
+        found |= _flat(value, f"{path}.") if deeper else {path: value}
     return found

@@ -149,7 +149,7 @@ class Masking(Section):
         Replacement(*(p / 100 for p in self.replacement))
         masks_of(self)
         if isinstance(self.mask_rate, Schedule):
-            proposal = _proposal(self.proposal)
+            proposal = proposal_of(self)
             if proposal.mask_rate is not None:
                 raise ValueError(f"{self.proposal} has a mask rate of its own; leave '@' or the schedule out")
             if isinstance(proposal.design, EpochStratified):
@@ -169,7 +169,7 @@ def masks_of(masking: Masking) -> int:
     Raises:
         GradvarError: If there is no such proposal, or they are no multiple of the masks of one draw.
     """
-    together = _proposal(masking.proposal).design.cells
+    together = proposal_of(masking).design.cells
     masks = masking.masks or together
     if masks % together:
         raise GradvarError(
@@ -178,8 +178,9 @@ def masks_of(masking: Masking) -> int:
     return masks
 
 
-def _proposal(text: str) -> Proposal:
-    return parse_proposal(text, {name: _Unfitted(name) for name in LATER})
+def proposal_of(masking: Masking) -> Proposal:
+    """Read the proposal of a run, whose MAPNet is not there yet."""
+    return parse_proposal(masking.proposal, {name: _Unfitted(name) for name in LATER})
 
 
 @dataclass(frozen=True)
@@ -287,7 +288,7 @@ class Training(Section):
     seconds: Positive | None = None
     batch: Count = 32
     accumulation: Count = 1
-    max_length: Annotated[int | Schedule | None, scheduled(Length | None), Written] = None
+    max_length: Annotated[int | Schedule, scheduled(Length), Written] | None = None
     learning_rate: Positive = 1e-3
     schedule: Decay = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05

@@ -41,7 +41,7 @@ class Schedule:
     def __post_init__(self) -> None:
         if not self.shares or len(self.shares) != len(self.values):
             raise ValueError("a schedule takes a value for each share of the budget, like {0: 0.3, 1: 0.15}")
-        if self.shares[0] != 0 or any(b <= a for a, b in zip(self.shares, self.shares[1:], strict=False)):
+        if self.shares[0] != 0 or not all(a < b for a, b in zip(self.shares, self.shares[1:], strict=False)):
             raise ValueError("the shares of a schedule rise from 0, like {0: 0.3, 0.5: 0.15}")
         if not self.shares[-1] <= 1:
             raise ValueError(f"{self.shares[-1]:g} is no share of the budget; give 0 to 1")
@@ -96,7 +96,7 @@ def scheduled(kind: Any) -> Any:
 
     def read(given: Any, _: Any) -> Any:
         if isinstance(given, Mapping):
-            given = _read(given)
+            given = parse_schedule(given)
         if not isinstance(given, Schedule):
             return number(given)
         return replace(given, values=tuple(map(number, given.values)))
@@ -104,11 +104,28 @@ def scheduled(kind: Any) -> Any:
     return WrapValidator(read)
 
 
-def _read(given: Mapping[Any, Any]) -> Schedule:
-    kinds = get_args(Kind)
-    if len(given) != 1 or (kind := next(iter(given))) not in kinds or not isinstance(given[kind], Mapping):
+def is_written(value: Any) -> bool:
+    """Whether a value of a recipe, as JSON has it, is a schedule."""
+    return isinstance(value, Mapping) and len(value) == 1 and next(iter(value)) in get_args(Kind)
+
+
+def parse_schedule(given: Mapping[Any, Any]) -> Schedule:
+    """Read a schedule as recipes write it.
+
+    Args:
+        given: ``{linear: {share: value}}`` or ``{steps: {share: value}}``.
+
+    Returns:
+        The schedule; its values are as they were given.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not is_written(given) or not isinstance(given[kind := next(iter(given))], Mapping):
         raise ValueError("write a schedule as {linear: {0: 0.3, 1: 0.15}} or {steps: {0: 0.3, 0.5: 0.15}}")
     try:
+        if any(isinstance(share, bool) for share in given[kind]):
+            raise TypeError
         points = sorted((float(share), value) for share, value in given[kind].items())
     except (TypeError, ValueError):
         raise ValueError("the shares of a schedule are numbers, like {0: 0.3, 0.5: 0.15}") from None

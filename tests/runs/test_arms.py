@@ -47,7 +47,8 @@ def test_what_does_not_touch_the_training_makes_no_arm(tmp_path, change):
     [
         ({"training__learning_rate": 0.01}, "training.learning_rate=0.01"),
         ({"evaluation__sentences": 64}, "evaluation.sentences=64"),
-        ({"data__max_length": 32}, "max_length=32"),
+        ({"data__max_length": 32}, "data.max_length=32"),
+        ({"masking__mask_rate": {"linear": {0: 0.3, 1: 0.15}}}, "mask_rate={linear: {0: 0.3, 1: 0.15}}"),
         ({"training__bf16": True}, "bf16=true"),
         ({"data__train": "/texts/other.txt"}, "train=other.txt"),
         ({"masking": {"proposal": "mapnet/pps"}, "mapnet__loss": "kl"}, "mapnet/pps"),
@@ -67,9 +68,9 @@ def test_where_much_differs_a_name_has_as_few_keys_as_tell_the_arms_apart(tmp_pa
     write_run(tmp_path / "c", **many, data__max_length=32)
     groups, differing, _ = group(read_folders(sorted(tmp_path.iterdir())))
     assert [each.name for each in groups] == [
-        "max_length=16, training.batch=32",
-        "max_length=16, training.batch=64",
-        "max_length=32, training.batch=64",
+        "data.max_length=16, training.batch=32",
+        "data.max_length=16, training.batch=64",
+        "data.max_length=32, training.batch=64",
     ]
     assert differing == [
         "data.max_length",

@@ -13,12 +13,14 @@ from gradvar.huggingface.forward import logits_at
 from gradvar.training.dry_run import lines_of, parse_devices, plan, saved_bytes
 from gradvar.training.model import build_encoder
 from gradvar.training.reading import read_recipe
+from gradvar.training.recipe import Model
 from gradvar.training.trainer import MaskProposalTrainer
 from tests import cases
 from tests.training import runs
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 CHEAP = "1x1e12"
+LEFT = ("architectures", "model_type", "transformers_version", "vocab_size", "dtype", "attn_implementation")
 
 
 def planned(*overrides, recipe="mapnet-bert-tiny.yaml", devices=CHEAP, utilisation=0.5):
@@ -41,6 +43,29 @@ def test_parameters_are_those_of_the_run(tmp_path, recipe):
     found = plan(read, parse_devices(CHEAP, False), 1.0)
     assert found.parameters == sum(p.numel() for p in made.joint.encoder.parameters())
     assert found.mapnet == sum(p.numel() for p in made.joint.mapnet.parameters())
+
+
+@pytest.mark.parametrize("kind", cases.ARCHITECTURES)
+def test_every_architecture_can_be_planned(kind):
+    config = cases.config(kind, 60, 16, True, "sdpa").to_diff_dict()
+    kept = {name: x for name, x in config.items() if not name.endswith("token_id") and name not in LEFT}
+    read = read_recipe(RECIPES / "mapnet-bert-tiny.yaml", ["masking.proposal=uniform/simple"])
+    read = read.model_copy(update={"model": Model(architecture=kind, config=kept)})
+    found = plan(read, parse_devices(CHEAP, False), 0.5)
+    assert found.parameters > 60 * 8
+    assert found.memory["activations"] > 0
+    assert found.flops > 0
+
+
+def test_an_architecture_that_cannot_be_planned_is_one_line():
+    with pytest.raises(GradvarError, match="'longformer' cannot be planned without weights"):
+        planned("model.architecture=longformer", "masking.proposal=uniform/simple")
+
+
+def test_a_checkpoint_is_planned_as_it_is(tmp_path):
+    cases.save_checkpoint(tmp_path)
+    found = planned(f"model.source={tmp_path}", "masking.proposal=uniform/simple")
+    assert found.parameters == sum(p.numel() for p in cases.model("bert").parameters())
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -151,7 +176,7 @@ def test_what_is_held_by_whom():
 def test_what_does_not_fit_is_told():
     large = planned("training.batch=4096", "data.max_length=512", devices="1xL4")
     assert large.fits is False
-    assert "may not fit: raise training.accumulation; 24 GiB" in " ".join(lines_of(large, 0.4))
+    assert "may not fit 24 GiB: raise training.accumulation" in " ".join(lines_of(large, 0.4))
     assert planned(devices="1xL4").fits is True
     assert planned().fits is None
 
@@ -186,7 +211,29 @@ def test_every_recipe_can_be_planned(path, capsys, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["bert"]
 
 
+def test_cells_and_rates_are_those_that_are_shown():
+    whole, short = (planned("data.max_length=128", "training.batch=32", f"training.max_length={n}") for n in (128, 16))
+    assert (whole.cells, short.cells, short.micro) == (32, 256, 256)
+    uniform = ("masking.proposal=uniform/simple", "masking.mask_rate=0.9")
+    assert planned("masking.proposal=uniform/simple@0.9").flops == planned(*uniform).flops
+    half = planned("masking.proposal=uniform/simple", "masking.mask_rate={linear: {0: 0.2, 1: 0.4}}")
+    assert half.flops == pytest.approx(planned("masking.proposal=uniform/simple", "masking.mask_rate=0.3").flops)
+
+
+def test_the_mapnet_costs_arithmetic():
+    with_it, without = (
+        planned(f"masking.proposal={p}/simple" if p == "uniform" else f"masking.proposal={p}/pps")
+        for p in ("mapnet", "uniform")
+    )
+    assert 1.02 < with_it.flops / without.flops < 1.1  # a tenth of the encoder's, which is not all
+
+
 BAD = {
+    "masks": (
+        ["masking.proposal=uniform/disjoint:2", "training.batch=8", "--devices", "8xH100"],
+        "no multiple of the 2",
+    ),
+    "number": (["--devices", "8"], "8 FLOP/s is impossible; write how many, x, and what: 8xH100"),
     "device": (["--devices", "8xH10"], "no FLOP/s are on record for 'h10'; did you mean 'h100'?"),
     "none": (["--devices", "0xH100"], "give one device at least"),
     "flops": (["--devices", "2x-3"], "-3 FLOP/s is impossible"),
