@@ -36,10 +36,17 @@ class Steps(TrainerCallback):
     """
 
     def __init__(self, trainer: MaskProposalTrainer) -> None:
-        self._trainer = trainer
+        self._trainer, self._waits = trainer, False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Wait for the first data."""
+        self._waits = True
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Let the schedules go on."""
+        """Let the schedules go on; the clock begins when the first data are there, which a stream may read again."""
+        if self._waits:
+            self._trainer.start_clock()
+            self._waits = False
         self._trainer.follow_schedules()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -264,6 +264,10 @@ class MaskProposalTrainer(WholeCheckpoints):
         """Whether the budget is used."""
         return self.progress >= 1
 
+    def start_clock(self) -> None:
+        """Count the seconds of this session from here on."""
+        self._clock.start()
+
     def paused(self) -> AbstractContextManager[None]:
         """Stop the clock for a while."""
         return self._clock.paused()
