@@ -22,8 +22,8 @@ def row(title: str, task: TaskResult) -> str:
     cells = (
         title,
         task.task,
-        f"{median.estimate:.1f} [{median.low:.1f}, {median.high:.1f}]",
-        f"{median.confidence:.0%}",
+        f"{median.estimate:.1f}" + ("" if median.low is None else f" [{median.low:.1f}, {median.high:.1f}]"),
+        "" if median.confidence is None else f"{median.confidence:.0%}",
         seeds,
         f"± {task.sampling_error:.1f}",
         f"{minutes:.1f} min",
