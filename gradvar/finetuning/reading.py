@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
-import lzma
 import os
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +12,8 @@ from typing import Any
 
 from gradvar.errors import GradvarError
 from gradvar.finetuning.tasks import SCORE_RANGE, Task
+from gradvar.huggingface.reading import BROKEN, DECOMPRESS
 
-_ENDINGS = {"": lambda raw: raw, ".xz": lzma.decompress, ".gz": gzip.decompress}
 _MOST_BROKEN = 0.01  # of the rows; QQP's official file has some with too few columns
 
 
@@ -95,7 +92,7 @@ def _find(task: Task, folder: Path, part: str) -> Path:
     """Find the file of a part."""
     stems = (f"{task.files}.{part}.tsv", f"{task.files}/{part}.tsv", f"{part}.tsv")
     for stem in stems:
-        for ending in _ENDINGS:
+        for ending in DECOMPRESS:
             if (folder / f"{stem}{ending}").is_file():
                 return folder / f"{stem}{ending}"
     raise GradvarError(
@@ -104,12 +101,12 @@ def _find(task: Task, folder: Path, part: str) -> Path:
 
 
 def _read_file(task: Task, path: Path) -> Examples:
-    ending = path.suffix if path.suffix in _ENDINGS else ""
+    ending = path.suffix if path.suffix in DECOMPRESS else ""
     try:
-        text = _ENDINGS[ending](path.read_bytes()).decode("utf-8-sig")
+        text = DECOMPRESS[ending](path.read_bytes()).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise GradvarError(f"{path} is not UTF-8 (byte {error.start}); convert it, e.g. with iconv -t utf-8") from error
-    except (lzma.LZMAError, zlib.error, EOFError, OSError) as error:
+    except BROKEN as error:
         raise GradvarError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     lines = [
         (i, line.rstrip("\n").split("\t")) for i, line in enumerate(io.StringIO(text, newline=None), 1) if line.strip()

@@ -21,8 +21,8 @@ _SUFFIXES = (".txt", ".jsonl", ".parquet")
 _AT_ONCE = 1000  # rows of a parquet file
 _ENDS = 65536  # bytes at either end of a file, of its fingerprint
 _OPEN: dict[str, Callable[..., Any]] = {"": open, ".xz": lzma.open, ".gz": gzip.open}
-_DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".xz": lzma.decompress, ".gz": gzip.decompress}
-_BROKEN = (lzma.LZMAError, OSError, EOFError, zlib.error)
+DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".xz": lzma.decompress, ".gz": gzip.decompress}
+BROKEN = (lzma.LZMAError, OSError, EOFError, zlib.error)
 Field = Literal["text", "input_ids"]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -67,8 +67,8 @@ def read_rows(source: str | Path) -> Rows:
     digest = hashlib.sha256(raw).hexdigest()
     ending, kind = _format(path)
     try:
-        raw = _DECOMPRESS[ending](raw)
-    except _BROKEN as error:
+        raw = DECOMPRESS[ending](raw)
+    except BROKEN as error:
         raise GradvarError(f"{path} is not a whole {ending} file: {error}") from error
     if not raw:
         raise GradvarError(f"--data {source} is empty; give a file with text")
@@ -168,7 +168,7 @@ def _lines(path: Path, ending: str) -> Iterator[str]:
         raise GradvarError(
             f"{path} is not UTF-8 (after line {number}); convert it, e.g. with iconv -t utf-8"
         ) from error
-    except _BROKEN as error:
+    except BROKEN as error:
         raise GradvarError(f"{path} cannot be read after line {number}: {error}") from error
 
 

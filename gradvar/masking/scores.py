@@ -306,3 +306,10 @@ def positive(scores: Tensor, sentences: Sentences, name: str) -> Tensor:
     scaled = scaled * sentences.maskable
     mean = scaled.sum(dim=1, keepdim=True) / sentences.totals.unsqueeze(1)
     return (scaled / mean).clamp(min=FLOOR) * sentences.maskable
+
+
+def is_measured(score: Score) -> bool:
+    """Whether a score is measured by passes of the model's, whatever its power or its places."""
+    while isinstance(score, Power | Permuted):
+        score = score.score
+    return isinstance(score, AtTargets)

@@ -32,7 +32,7 @@ class Course:
         block: Sequences of a stream that are shuffled together.
 
     Attributes:
-        streamed: Whether they have no numbers.
+        longest: Tokens of the longest of the first sequences.
         order: Which sequences each step sees.
 
     Raises:
@@ -42,9 +42,9 @@ class Course:
     order: Phases | Stream
 
     def __init__(self, dataset: Any, limits: Limits, block: int) -> None:
-        self.streamed = not is_numbered(dataset)
         name = "train_dataset"
-        self._data = Stream(dataset, name, limits, block) if self.streamed else Sequences(dataset, name, limits)
+        numbered = is_numbered(dataset)
+        self._data = Sequences(dataset, name, limits) if numbered else Stream(dataset, name, limits, block)
         self.longest = self._data.longest
         self._totals: list[Tensor] = []
         self._counted: tuple[int, float, float | None] = (-1, 0.0, None)  # phase, mask rate, mean number of targets

@@ -18,6 +18,7 @@ from gradvar.huggingface.forward import embedding_shape, encoder_flops_per_token
 from gradvar.mapnet.config import default_config, flops_per_token
 from gradvar.mapnet.network import MapNet
 from gradvar.masking.proposal import nearest
+from gradvar.masking.scores import is_measured
 from gradvar.masking.uniform import target_count
 from gradvar.training.cross_entropy import cross_entropy
 from gradvar.training.model import build_encoder
@@ -36,7 +37,6 @@ _DEVICES = {  # dense FLOP/s in bfloat16 and in float32, and GiB, by the vendor'
 }
 _FLOAT = 4  # bytes
 _FRAME = 2  # special tokens of a sequence, which are no targets
-_MEASURED = ("oracle", "logit", "last-layer", "loss")  # scores
 _ROOM = 1.5  # times what is counted, for buffers and fragments; benchmarks/dry_run.py measures it
 _SLOWEST = 1e8  # FLOP/s of any device
 _SECONDS = 86_400
@@ -376,12 +376,13 @@ def _fake(model: nn.Module) -> Iterator[nn.Module]:
 
 def _left_out(recipe: Recipe) -> tuple[str, ...]:
     """Say what takes more than is counted."""
-    notes, score = [], recipe.masking.proposal.partition("/")[0]
-    if score.startswith("mapnet"):
+    notes, score = [], proposal_of(recipe.masking).score
+    with_mapnet = recipe.masking.proposal.startswith("mapnet")
+    if with_mapnet:
         notes.append("what autograd keeps of the MAPNet is not counted; its parameters and FLOPs are")
-    if score.startswith("mapnet") and recipe.mapnet.target == "gradient":
+    if with_mapnet and recipe.mapnet.target == "gradient":
         notes.append(f"true gradient norms at every {recipe.mapnet.every} steps cost more than is counted here")
-    if score.startswith(_MEASURED):
+    if is_measured(score):
         notes.append(f"measuring the score {score} takes passes of its own, which are not counted here")
     if recipe.watch.every:
         notes.append("looks at the variance are not counted")

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gradvar.errors import GradvarError
-from gradvar.masking.scores import AtTargets, Permuted, Power
+from gradvar.masking.scores import is_measured
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -92,13 +92,10 @@ def check_shardable(joint: JointModel, args: TrainingArguments, optimizer: Any) 
     Raises:
         GradvarError: If it does.
     """
-    score: Any = joint.proposal.score
-    while isinstance(score, Power | Permuted):
-        score = score.score
-    if isinstance(score, AtTargets):
+    if is_measured(joint.proposal.score):
         raise GradvarError(
-            f"fsdp: the score '{score}' is measured by passes of its own at every step, for which the model would have "
-            "to be whole; take the score mapnet, or leave fsdp out"
+            f"fsdp: the score '{joint.proposal.score}' is measured by passes of its own at every step, for which the "
+            "model would have to be whole; take the score mapnet, or leave fsdp out"
         )
     if joint.mapnet is not None and joint.options.target == "gradient":
         raise GradvarError(

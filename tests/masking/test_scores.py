@@ -13,6 +13,7 @@ from scipy import stats
 
 from gradvar.errors import GradvarError
 from gradvar.masking.hashing import hash_key
+from gradvar.masking.proposal import parse_proposal
 from gradvar.masking.scores import (
     FLOOR,
     SCORES,
@@ -22,6 +23,7 @@ from gradvar.masking.scores import (
     Power,
     TokenTable,
     Uniform,
+    is_measured,
     positive,
     set_scores,
 )
@@ -267,3 +269,19 @@ def test_scores_that_are_none_are_refused_where_maskable(value, shown):
 
 def test_single_precision_scores_become_double():
     assert positive(torch.ones(3, 7), SENTENCES, "mine").dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("text", "measured"),
+    [
+        ("oracle/pps", True),
+        ("logit^0.5/pps", True),
+        ("loss/midzuno", True),
+        ("uniform/simple", False),
+        ("frequency/pps", False),
+    ],
+)
+def test_which_scores_are_measured_by_passes_of_their_own(text, measured):
+    score = parse_proposal(text).score
+    assert is_measured(score) is measured
+    assert is_measured(Permuted(score)) is measured
