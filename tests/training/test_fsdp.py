@@ -354,7 +354,7 @@ def test_what_cannot_be_had_is_refused_by_name(tmp_path, monkeypatch, given, wor
     ("proposal", "mapnet", "options", "words"),
     [
         ("oracle/pps", {}, {}, "fsdp: the score 'oracle' is measured by passes of its own"),
-        ("logit^0.5/pool:3", {}, {}, "fsdp: the score 'logit^0.5' is measured"),
+        ("logit^0.5/pool:3", {}, {}, r"fsdp: the score 'logit\^0\.5' is measured"),
         ("mapnet/pps", {"target": "gradient"}, {}, "fsdp: mapnet.target 'gradient' is measured"),
         ("uniform/simple", {}, {"torch_compile": True}, "fsdp: a compiled encoder was not tried"),
         ("uniform/simple", {}, {"optim": "adafactor"}, "optim='adafactor' is not supported; take adamw_torch, "),
