@@ -1,9 +1,10 @@
 """Documents to token sequences. A *sentence* in gradvar is one such sequence: one row of a training batch."""
 
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy as np
 from gradvar.errors import GradvarError
 from gradvar.huggingface.reading import Rows, read_rows, stream_rows
 
-_AT_ONCE = 1000  # paragraphs given to the tokenizer at once
+_AT_ONCE = 50_000  # characters given to the tokenizer at once, which takes some 170 bytes for each
+_LONGEST = 50_000  # characters of a paragraph that are tokenised together
+_PART = re.compile(rf"(?s).{{1,{_LONGEST}}}(?!\S)|.{{{_LONGEST}}}")  # up to white space, where there is some
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,8 +54,9 @@ def load_corpus(source: str | Path, tokenizer: Any, max_length: int = 128, pack:
         max_length: Tokens of a sequence, special tokens included.
         pack: Join the paragraphs of a document and cut them into sequences of exactly ``max_length``
             tokens, dropping a tail shorter than half of that. Otherwise a paragraph is a sequence, cut
-            off at ``max_length``. Sequences without an ordinary token are dropped. Either way
-            ``input_ids`` in the data are taken as they are.
+            off at ``max_length``. Of a line of more than 50,000 characters, parts are tokenised one by one.
+            Sequences without an ordinary token are dropped. Either way ``input_ids`` in the data are taken
+            as they are.
 
     Returns:
         The corpus, in file order.
@@ -132,7 +136,7 @@ def tokenised(
 
     def bodies() -> Iterator[list[int]]:
         rest: list[int] = []  # of the document under way
-        for tokens in _paragraphs(documents, tokenizer):
+        for tokens, begins in _tokenised(_parts(documents), tokenizer):
             if tokens is None:
                 tally.documents += 1
                 yield rest
@@ -141,7 +145,8 @@ def tokenised(
             tally.tokens += len(tokens)
             tally.unknown += tokens.count(unknown)
             if not pack:
-                yield tokens[:room]
+                if begins:
+                    yield tokens[:room]
                 continue
             rest += tokens
             whole = len(rest) - len(rest) % room
@@ -155,17 +160,45 @@ def tokenised(
             yield np.array([*prefix, *body, *suffix], dtype=np.int32)
 
 
-def _paragraphs(documents: Iterable[Iterable[str]], tokenizer: Any) -> Iterator[list[int] | None]:
-    """Tokenise documents, many paragraphs at once.
+def _parts(documents: Iterable[Iterable[str]]) -> Iterator[tuple[str | None, bool]]:
+    """Cut paragraphs that are very long.
 
     Yields:
-        The tokens of each paragraph, and None behind a document.
+        A part, and whether its paragraph begins with it; and None behind a document.
     """
-    flat = chain.from_iterable(chain(document, (None,)) for document in documents)
-    while some := list(islice(flat, _AT_ONCE)):
-        text = [paragraph for paragraph in some if paragraph is not None]
+    for document in documents:
+        for paragraph in document:
+            yield from ((part.group(), part.start() == 0) for part in _PART.finditer(paragraph))
+        yield None, False
+
+
+def _tokenised(parts: Iterable[tuple[str | None, bool]], tokenizer: Any) -> Iterator[tuple[list[int] | None, bool]]:
+    """Tokenise parts of a text, many at once.
+
+    Yields:
+        The tokens of each.
+    """
+    for some in _batches(parts):
+        text = [part for part, _ in some if part is not None]
         encoded = iter(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else ())
-        yield from (None if paragraph is None else next(encoded) for paragraph in some)
+        yield from ((None if part is None else next(encoded), begins) for part, begins in some)
+
+
+def _batches(parts: Iterable[tuple[str | None, bool]]) -> Iterator[list[tuple[str | None, bool]]]:
+    """Put together as many as are tokenised at once.
+
+    Yields:
+        Some.
+    """
+    some: list[tuple[str | None, bool]] = []
+    characters = 0
+    for part in parts:
+        some.append(part)
+        characters += len(part[0] or "") + 1
+        if characters >= _AT_ONCE:
+            yield some
+            some, characters = [], 0
+    yield some
 
 
 def special_frame(tokenizer: Any) -> tuple[list[int], list[int]]:

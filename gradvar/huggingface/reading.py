@@ -115,22 +115,24 @@ def fingerprint(source: str | Path) -> str:
         source: A path, or the name of a hub data set, which stands for itself.
 
     Returns:
-        A hash.
+        A hash; it is blind to changes between the ends of a file that leave its size as it is.
 
     Raises:
-        GradvarError: If a file cannot be read.
+        GradvarError: If a file is not there or cannot be read.
     """
-    digest = hashlib.sha256(str(source).encode() if not _is_file(Path(source)) else b"")
-    if _is_file(Path(source)):
-        try:
-            with open(source, "rb") as stream:
-                size = stream.seek(0, os.SEEK_END)
-                for start in (0, max(0, size - _ENDS)):
-                    stream.seek(start)
-                    digest.update(stream.read(_ENDS))
-        except OSError as error:
-            raise GradvarError(f"--data {source} cannot be read: {error.strerror}") from error
-        digest.update(str(size).encode())
+    if not _is_file(Path(source)):
+        _check_hub_name(str(source))
+        return hashlib.sha256(str(source).encode()).hexdigest()
+    digest = hashlib.sha256()
+    try:
+        with open(source, "rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            for start in (0, max(0, size - _ENDS)):
+                stream.seek(start)
+                digest.update(stream.read(_ENDS))
+    except OSError as error:
+        raise GradvarError(f"--data {source} cannot be read: {error.strerror}") from error
+    digest.update(str(size).encode())
     return digest.hexdigest()
 
 
@@ -260,9 +262,7 @@ def _hub_records(name: str, most: int | None) -> Iterator[tuple[str, Any]]:
     Yields:
         A place for messages, and the row.
     """
-    missing = f"no data at '{name}': no such file"
-    if name.startswith((".", "~", "/")) or name.endswith((*_SUFFIXES, ".xz", ".gz")) or not _HUB_NAME.fullmatch(name):
-        raise GradvarError(f"{missing}; give the path of a .txt, .jsonl or .parquet file")
+    _check_hub_name(name)
     import datasets
 
     try:
@@ -272,7 +272,13 @@ def _hub_records(name: str, most: int | None) -> Iterator[tuple[str, Any]]:
     except GradvarError:
         raise
     except Exception as error:  # the library raises dozens of types here, all meaning "not to be had"
-        raise GradvarError(f"{missing}, and the hub does not give it ({str(error).splitlines()[0]})") from error
+        why = str(error).splitlines()[0]
+        raise GradvarError(f"no data at '{name}': no such file, and the hub does not give it ({why})") from error
+
+
+def _check_hub_name(name: str) -> None:
+    if name.startswith((".", "~", "/")) or name.endswith((*_SUFFIXES, ".xz", ".gz")) or not _HUB_NAME.fullmatch(name):
+        raise GradvarError(f"no data at '{name}': no such file; give the path of a .txt, .jsonl or .parquet file")
 
 
 def _read_hub(name: str) -> Rows:

@@ -20,7 +20,7 @@ from gradvar.training.order import RankBatches
 from gradvar.training.phases import Phases, phases_of
 from gradvar.training.schedule import Schedule
 from gradvar.training.sequences import Limits, Sequences, collate, is_numbered, loader
-from gradvar.training.streaming import Stream
+from gradvar.training.streaming import Share, Stream
 
 
 class Course:
@@ -71,7 +71,7 @@ class Course:
             at: Says at which step the run is.
 
         Raises:
-            GradvarError: If a step cannot be shared out, or a stream cannot be shown so.
+            GradvarError: If a step cannot be shared out, or it is not known how many steps a stream is for.
         """
         micro, self._at = args.per_device_train_batch_size, at
         if micro % joint.masks:
@@ -81,14 +81,12 @@ class Course:
             )
         batch = micro * args.gradient_accumulation_steps * args.world_size // joint.masks
         if isinstance(self._data, Stream):
-            if max_length is not None:
-                raise GradvarError(
-                    "train_dataset is a stream (data.streaming), which is shown as it comes: leave max_length out "
-                    "(training.max_length=null)"
-                )
             if args.max_steps <= 0:
                 raise GradvarError("train_dataset is a stream, which has no length; give max_steps, tokens or seconds")
-            self.order = self._data.planned(batch, args.seed, *_places(args), start=at)
+            steps, places = args.max_steps, _places(args)
+            self.order = self._data.planned(
+                Share(batch, args.seed, *places, max_length, steps, tokens, joint.masks), at
+            )
         else:
             if args.max_steps <= 0:
                 args.max_steps = math.ceil(args.num_train_epochs * len(self._data) / batch)
@@ -110,8 +108,11 @@ class Course:
 
     def mean_targets(self, step: int, mask_rate: float) -> float | None:
         """Tell the mean number of targets of a cell in the phase of a step; None where nobody asked for it."""
+        if not self._totals:
+            return None
+        assert isinstance(self.order, Phases)
         phase = self.order.phase(step)[0]
-        if self._totals and (phase, mask_rate) != self._counted[:2]:
+        if (phase, mask_rate) != self._counted[:2]:
             counts = target_count(self._totals[phase], mask_rate)
             self._counted = (phase, mask_rate, float(counts.double().mean()))
         return self._counted[2]

@@ -88,9 +88,16 @@ class StreamedText:
 
         Yields:
             ``input_ids``: ``[length]`` int32.
-        """
+
+        Raises:
+            GradvarError: If there is none.
+        """  # noqa: DOC502
+        found = False
         for ids in stream_sequences(self.source, self.tokenizer, self.max_length, self.pack, "data.max_length"):
+            found = True
             yield {"input_ids": ids}
+        if not found:
+            raise _nothing_in(self.source, self.max_length, self.pack)
 
 
 def prepare(data: Data, cache: Path, checkpoint: str | None = None, last: Path | None = None) -> Prepared:
@@ -117,10 +124,6 @@ def prepare(data: Data, cache: Path, checkpoint: str | None = None, last: Path |
         if source is None
         else tokenizer_of(last or locate(source, "data.tokenizer.source" if data.tokenizer.source else "model.source"))
     )
-    if data.streaming and tokenizer is None:
-        raise GradvarError(
-            "a text that is streamed trains no vocabulary; give data.tokenizer.source, such as another run's folder"
-        )
     named = [name for name in (data.train, data.valid) if name is not None]
     digests = [(fingerprint if data.streaming else _digest)(name) for name in named]
     if data.valid is not None and digests[0] == digests[1]:
@@ -153,6 +156,7 @@ def _make(data: Data, tokenizer: Any, folder: Path) -> None:
     """Write a folder of sequences under a temporary name, and rename it."""
     if data.streaming:
         assert data.valid is not None
+        assert tokenizer is not None
         splits = {"valid": _whole(data.valid, tokenizer, data.max_length)}
     else:
         splits = dict(zip(("train", "valid"), _splits(data, tokenizer), strict=True))
@@ -258,13 +262,17 @@ def _write(rows: Rows, tokenizer: Any, data: Data, path: Path) -> tuple[dict[str
         sequences = tokenised(rows.documents, tokenizer, data.max_length, data.pack, tally, "data.max_length")
     count, digest = _write_arrow(sequences, path)
     if count == 0:
-        if not data.pack:
-            raise GradvarError(f"{rows.source} yields no sequence: no line of this part holds a token; give more text")
-        raise GradvarError(
-            f"{rows.source} yields no sequence: no document of this part reaches half of {data.max_length} tokens; "
-            "give more text, lower data.max_length, or set data.pack to false (a line a sequence)"
-        )
+        raise _nothing_in(rows.source, data.max_length, data.pack, " of this part")
     return {**asdict(tally), "sequences": count}, digest
+
+
+def _nothing_in(source: str, max_length: int, pack: bool, part: str = "") -> GradvarError:
+    if not pack:
+        return GradvarError(f"{source} yields no sequence: no line{part} holds a token; give more text")
+    return GradvarError(
+        f"{source} yields no sequence: no document{part} reaches half of {max_length} tokens; give more text, lower "
+        "data.max_length, or set data.pack to false (a line a sequence)"
+    )
 
 
 def _write_arrow(sequences: Iterable[np.ndarray], path: Path) -> tuple[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
@@ -105,5 +106,8 @@ def units_of(sequences: Iterable[np.ndarray], frame: Frame, length: int, special
     Raises:
         GradvarError: If the frame leaves no room.
     """  # noqa: DOC502
-    found = [(row, *unit) for row, ids in enumerate(sequences) for unit in cut(ids, frame, length, special)]
+    found = array("q")  # billions of tokens have millions of pieces
+    for row, ids in enumerate(sequences):
+        for unit in cut(ids, frame, length, special):
+            found.extend((row, *unit))
     return Units(*np.array(found, dtype=np.int64).reshape(-1, 5).T)

@@ -397,6 +397,24 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _streamable(self) -> Recipe:
+        if not self.data.streaming:
+            return self
+        if self.data.tokenizer.source is None and self.model.source is None:
+            raise ValueError(
+                "a text that is streamed trains no vocabulary; give data.tokenizer.source, such as another run's folder"
+            )
+        proposal, weighting = self.masking.proposal, self.masking.weighting
+        counted = "frequency" in proposal or proposal_of(self.masking).design.cells > 1
+        for what, wrong in ((f"weighting '{weighting}'", weighting == "token"), (f"proposal {proposal}", counted)):
+            if wrong:
+                raise ValueError(
+                    f"masking.{what} takes a pass over all text beforehand, so the text cannot be streamed; set "
+                    "data.streaming to false, or choose another one"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _whole_sentences(self) -> Recipe:
         cells, masks = self.training.batch // self.training.accumulation, masks_of(self.masking)
         if self.training.batch % self.training.accumulation or cells % masks:

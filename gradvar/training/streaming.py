@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from itertools import count, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -13,10 +16,74 @@ from torch.utils.data import IterableDataset
 from gradvar.errors import GradvarError
 from gradvar.huggingface.vocabulary import Vocabulary
 from gradvar.training.order import Place, check_shared
+from gradvar.training.pieces import cut, piece
+from gradvar.training.schedule import Schedule
 from gradvar.training.sequences import LOOKED_AT, Limits, check_dataset, collate, ids_of
 
 BLOCK = 10_000
 """Sequences that are shuffled together, where nothing else is said."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """How a stream is gone through, and which part of it one rank takes.
+
+    Args:
+        batch: Sequences of a step, where they are whole, of all ranks and micro-batches together.
+        seed: Of the order.
+        accumulation: Micro-batches of a step.
+        rank: Number of this process.
+        world: Number of processes.
+        lengths: Tokens of a sequence as it is shown by the share of the budget; None shows whole ones.
+        steps: The budget, or
+        tokens: The budget, where it is one in tokens.
+        shown: How often a step shows a sequence to the model.
+
+    Raises:
+        GradvarError: If a step cannot be shared out.
+    """
+
+    batch: int
+    seed: int
+    accumulation: int = 1
+    rank: int = 0
+    world: int = 1
+    lengths: Schedule | None = None
+    steps: int = 1
+    tokens: int | None = None
+    shown: int = 1
+
+    def __post_init__(self) -> None:
+        check_shared(self.batch, self.accumulation, self.world)
+
+    def length_at(self, step: int, tokens: int) -> int | None:
+        """Tell how long pieces are in a step before which so many tokens were gone through; None for whole ones."""
+        if self.lengths is None:
+            return None
+        used = step / self.steps if self.tokens is None else tokens * self.shown / self.tokens
+        return int(self.lengths.at(used))
+
+    def own(self, step: list[_Unit]) -> Iterator[list[_Unit]]:
+        """Go through the micro-batches of this rank.
+
+        Yields:
+            Its part of a step.
+        """
+        size = len(step) // (self.accumulation * self.world)
+        for micro in range(self.accumulation):
+            first = (micro * self.world + self.rank) * size
+            yield step[first : first + size]
+
+
+class _Unit(NamedTuple):
+    """A sequence of a block, or the piece of it that is shown: see :class:`Place`."""
+
+    epoch: int
+    row: int
+    ids: np.ndarray
+    tokens: int
+    start: int = 0
+    stop: int | None = None
 
 
 class Stream(IterableDataset):  # type: ignore[type-arg]
@@ -24,7 +91,9 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
 
     The data are read from their beginning for every epoch and by every rank, of which each keeps its part; sequences
     are shuffled in blocks, by (seed, epoch, block). Which ones a step sees is a function of (seed, step) and of the
-    data, so a run goes on by reading again what it has seen. One block and one step are held in memory.
+    data, so a run goes on by reading again what it has seen. One block and one step are held in memory. Where
+    sequences are shown in pieces it is the pieces of a block that are shuffled; where their length changes, what is
+    left of a block is left out.
 
     Args:
         dataset: Gives items with ``input_ids`` one after another, the same ones each time that it is gone through.
@@ -39,34 +108,34 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
     def __init__(self, dataset: Iterable[Any], name: str, limits: Limits, block: int = BLOCK) -> None:
         check_dataset(dataset, name)
         self._dataset, self._name, self._limits, self._block = dataset, name, limits, block
-        self._plan: tuple[int, int, int, int, int] | None = None
+        self._share: Share | None = None
         self._start: Callable[[], int] = int
         self.longest = max((len(ids) for _, ids in islice(self._epoch(), LOOKED_AT)), default=0)
         if not self.longest:
             raise GradvarError(f"{name} holds no sequence")
 
-    def planned(
-        self, batch: int, seed: int, accumulation: int, rank: int, world: int, start: Callable[[], int]
-    ) -> Stream:
+    def planned(self, share: Share, start: Callable[[], int]) -> Stream:
         """Say how it is gone through.
 
         Args:
-            batch: Sequences of a step, of all ranks and micro-batches together.
-            seed: Of the order.
-            accumulation: Micro-batches of a step.
-            rank: Number of this process.
-            world: Number of processes.
+            share: How, and by whom.
             start: Says at which step to begin, when iteration begins.
 
         Returns:
             The stream itself.
 
         Raises:
-            GradvarError: If a step cannot be shared out.
+            GradvarError: If the special tokens leave no room in a piece.
         """  # noqa: DOC502
-        check_shared(batch, accumulation, world)
-        self._plan, self._start = (batch, seed, accumulation, rank, world), start
+        frame, special = self._limits.frame, self._limits.special
+        for length in share.lengths.values if share.lengths else ():
+            list(cut(frame.around(np.empty(0, dtype=np.int64)), frame, int(length), special))
+        self._share, self._start = share, start
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Go to a loading process, which begins where the run is now."""
+        return self.__dict__ | {"_start": partial(int, self._start())}
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Go through the micro-batches of this rank, from the step that the run is at; without end.
@@ -74,23 +143,60 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
         Yields:
             See :func:`~gradvar.training.sequences.collate`.
         """
-        assert self._plan is not None
-        batch, seed, accumulation, rank, world = self._plan
-        start, size, places = self._start(), batch // (accumulation * world), self._places(seed)
-        for step in count():
-            shown = list(islice(places, batch))
+        assert self._share is not None
+        start = self._start()
+        for step, units in enumerate(self._steps(self._share)):
             if step < start:
                 continue
-            for micro in range(accumulation):
-                first = (micro * world + rank) * size
-                some = shown[first : first + size]
-                yield collate([(Place(step, epoch, row), ids) for epoch, row, ids in some])
+            for some in self._share.own(units):
+                yield collate([self._placed(unit, step) for unit in some])
 
-    def _places(self, seed: int) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Go through epochs, shuffled.
+    def _placed(self, unit: _Unit, step: int) -> tuple[Place, np.ndarray]:
+        ids = unit.ids if unit.stop is None else piece(unit.ids, self._limits.frame, unit.start, unit.stop)
+        return Place(step, unit.epoch, unit.row, unit.start, unit.stop), ids
+
+    def _steps(self, share: Share) -> Iterator[list[_Unit]]:
+        """Go through the steps of all ranks.
 
         Yields:
-            Number of the epoch, of the sequence, and its ids.
+            What a step sees.
+        """
+        blocks, rest, tokens, length, fruitful = self._blocks(), deque[_Unit](), 0, None, 0
+        for step in count():
+            before, length = length, share.length_at(step, tokens)
+            if length != before:
+                rest.clear()
+            size = share.batch * (max(1, self.longest // length) if length else 1)
+            while len(rest) < size:
+                epoch, number, block = next(blocks)
+                units = [unit for row, ids in block for unit in self._units(epoch, row, ids, length)]
+                rest.extend(
+                    units[i] for i in np.random.default_rng([share.seed, epoch, number]).permutation(len(units))
+                )
+                fruitful = epoch if units else fruitful
+                if epoch > fruitful + 1:
+                    raise GradvarError(f"{self._name} holds only special tokens, of which none can be masked")
+            units = [rest.popleft() for _ in range(size)]
+            tokens += sum(unit.tokens for unit in units)
+            yield units
+
+    def _units(self, epoch: int, row: int, ids: np.ndarray, length: int | None) -> Iterator[_Unit]:
+        """Cut a sequence into what is shown of it.
+
+        Yields:
+            The whole, or pieces.
+        """
+        if length is None:
+            yield _Unit(epoch, row, ids, len(ids))
+            return
+        for start, stop, tokens, _ in cut(ids, self._limits.frame, length, self._limits.special):
+            yield _Unit(epoch, row, ids, tokens, start, stop)
+
+    def _blocks(self) -> Iterator[tuple[int, int, list[tuple[int, np.ndarray]]]]:
+        """Go through epochs, without end.
+
+        Yields:
+            Number of the epoch and, in it, of the block, and the block's sequences, each with its number.
         """
         for epoch in count():
             sequences = self._epoch()
@@ -100,9 +206,7 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
                     raise GradvarError(f"{self._name} held no sequence when it was gone through again")
                 if not block:
                     break
-                for i in np.random.default_rng([seed, epoch, number]).permutation(len(block)):
-                    row, ids = block[i]
-                    yield epoch, row, ids
+                yield epoch, number, block
 
     def _epoch(self) -> Iterator[tuple[int, np.ndarray]]:
         """Go through the data once, in their order.
@@ -129,15 +233,5 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
             "data that are not streamed"
         )
 
-    @property
-    def batch(self) -> int:
-        """Sequences of a step."""
-        assert self._plan is not None
-        return self._plan[0]
-
     def epochs(self, step: int) -> None:
         """Nobody knows how much there is."""
-
-    def phase(self, step: int) -> tuple[int, int]:
-        """Return the number of the only phase, and the step at which it begins."""
-        return 0, 0

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pandas
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradvar.errors import GradvarError
+from gradvar.huggingface import corpus
 from gradvar.huggingface.corpus import load_corpus
 from tests.cases import CLS, SEP, tokenizer, write_text
 
@@ -143,3 +145,42 @@ def test_lines_without_an_ordinary_token_are_dropped(tmp_path):
 def test_only_line_ends_end_a_line(tmp_path):
     (tmp_path / "text.txt").write_bytes("w1\u2028w2\r\nw3 w4\rw5".encode())
     assert [len(row) - 2 for row in rows(tmp_path / "text.txt", pack=False)] == [2, 2, 1]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["w1", "w2", "w33", "zz"]), st.sampled_from([" ", "   ", "\t"])),
+        min_size=1,
+        max_size=60,
+    ),
+    st.integers(4, 40),
+    st.integers(1, 60),
+    st.booleans(),
+)
+def test_a_long_line_in_parts_has_the_tokens_of_the_whole(words, longest, at_once, pack):
+    """Cut at white space, wherever there is some; a line has one sequence without packing, by its first part."""
+    text = "".join(word + space for word, space in words).strip()
+    whole = TOKENIZER(text, add_special_tokens=False)["input_ids"]
+    part = re.compile(rf"(?s).{{1,{longest}}}(?!\S)|.{{{longest}}}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "_PART", part)
+        patch.setattr(corpus, "_AT_ONCE", at_once)
+        tally = corpus.Tally()
+        found = list(corpus.tokenised([[text]], TOKENIZER, 6, pack, tally))
+    bodies = [ids[1:-1].tolist() for ids in found]
+    assert (tally.documents, tally.tokens) == (1, len(whole))
+    if pack:
+        cut = [whole[i : i + 4] for i in range(0, len(whole), 4)]
+        assert bodies == [body for body in cut if any(token != TOKENIZER.unk_token_id for token in body)]
+    elif bodies:
+        assert len(bodies) == 1
+        assert whole[: len(bodies[0])] == bodies[0]
+
+
+def test_a_line_without_white_space_is_cut_anywhere():
+    parts = list(corpus._parts([["x" * 120_001], ["y"]]))
+    assert [(part and len(part), begins) for part, begins in parts] == [
+        *((50_000, True), (50_000, False), (20_001, False), (None, False)),
+        *((1, True), (None, False)),
+    ]

@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import pickle
 import shutil
 import subprocess
 import sys
@@ -12,16 +13,19 @@ from types import SimpleNamespace
 import datasets
 import numpy as np
 import pandas
+import pyarrow
 import pytest
 
 from gradvar import checkpoints
 from gradvar.errors import GradvarError
 from gradvar.huggingface.corpus import load_corpus, stream_sequences
 from gradvar.huggingface.reading import fingerprint, stream_rows
+from gradvar.training.order import PIECE
+from gradvar.training.pieces import Frame
 from gradvar.training.recipe import Masking
 from gradvar.training.schedule import Schedule
 from gradvar.training.sequences import Limits
-from gradvar.training.streaming import Stream
+from gradvar.training.streaming import Share, Stream
 from tests import cases
 from tests.huggingface.test_reading import DOCUMENTS, ID_FILES, PACKED, SEQUENCES, TEXT_FILES
 from tests.training import runs
@@ -48,9 +52,9 @@ class Again:
         return iter(self.items)
 
 
-def stream(rows=23, block=7, batch=4, seed=0, accumulation=1, rank=0, world=1, start=0):
+def stream(rows=23, block=7, batch=4, seed=0, start=0, **share):
     made = Stream(Again(numbered(rows)), "train_dataset", LIMITS, block)
-    return made.planned(batch, seed, accumulation, rank, world, lambda: start)
+    return made.planned(Share(batch, seed, **share), lambda: start)
 
 
 # ---- the texts
@@ -150,6 +154,92 @@ def test_each_epoch_holds_every_sequence_once_block_by_block(rows, block, batch)
             assert sorted(blocked) == list(range(first, min(first + block, rows)))
 
 
+LENGTHS = Schedule("steps", (0.0, 0.4, 0.7), (6, 8, 14))
+
+
+def long(rows):
+    """Sequences of 14 tokens, 12 of them words that tell the sequence and where in it they stand."""
+    return [{"input_ids": [cases.CLS, *range(5 + 12 * row, 17 + 12 * row), cases.SEP]} for row in range(rows)]
+
+
+def cut_stream(rows=9, block=4, batch=2, start=0, **share):
+    limits = Limits(5 + 12 * rows, 32, Frame((cases.CLS,), (cases.SEP,)), frozenset({cases.CLS, cases.SEP}))
+    given = {"lengths": LENGTHS, "steps": 20} | share
+    return Stream(Again(long(rows)), "train_dataset", limits, block).planned(Share(batch, 0, **given), lambda: start)
+
+
+@pytest.mark.parametrize("tokens", [None, 480])
+def test_pieces_follow_the_schedule(tokens):
+    """A step of 2 sequences of 14 tokens sees 4 pieces of 6, 2 of 8, 2 of 14; 480 tokens are 8 * 24 + 9 * 16 + ..."""
+    steps = list(islice(cut_stream(tokens=tokens, shown=1), 22))
+    shapes = [tuple(step["ids"].shape) for step in steps]
+    firsts = (0, 8, 14) if tokens is None else (0, 8, 17)  # 192 of 480 are 0.4; 192 + 9 * 16 = 336 are 0.7
+    assert shapes == [(4, 6)] * firsts[1] + [(2, 8)] * (firsts[2] - firsts[1]) + [(2, 14)] * (22 - firsts[2])
+    twice = list(islice(cut_stream(tokens=tokens and 2 * tokens, shown=2), 22))
+    assert [tuple(step["ids"].shape) for step in twice] == shapes
+    for step in steps:
+        assert len(set(step["row"].tolist())) == len(step["row"])  # pieces have masks of their own
+        assert (step["ids"][:, 0] == cases.CLS).all()
+        assert (step["ids"][:, -1] == cases.SEP).all()
+        for ids, number in zip(step["ids"], step["row"], strict=True):
+            row, start = int(number) % PIECE, int(number) // PIECE
+            assert ids[1:-1].tolist() == list(range(5 + 12 * row + start, 5 + 12 * row + start + len(ids) - 2))
+
+
+@pytest.mark.parametrize(("length", "pieces"), [(6, 3), (8, 2), (14, 1), (32, 1)])
+def test_each_epoch_holds_every_piece_once_block_by_block(length, pieces):
+    stream = cut_stream(rows=8, lengths=Schedule.of(length))
+    shown = [
+        (int(epoch), int(number))
+        for step in islice(stream, 60)
+        for number, epoch in zip(step["row"], step["epoch"], strict=True)
+    ]
+    size = 4 * pieces  # of a block
+    for epoch in range(2):
+        for block in range(2):
+            first = (2 * epoch + block) * size
+            part = shown[first : first + size]
+            assert {e for e, _ in part} == {epoch}
+            starts = range(0, 12, max(length - 2, 1))
+            assert sorted(n for _, n in part) == sorted(
+                4 * block + row + PIECE * start for row in range(4) for start in starts
+            )
+
+
+@pytest.mark.parametrize(("accumulation", "world"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize("start", [0, 7, 8, 15])
+@pytest.mark.parametrize("tokens", [None, 480])
+def test_ranks_share_out_pieces_from_any_step_on(accumulation, world, start, tokens):
+    alone = list(islice(cut_stream(tokens=tokens), 22))
+    given = {"accumulation": accumulation, "world": world, "tokens": tokens, "start": start}
+    ranks = [iter(cut_stream(rank=rank, **given)) for rank in range(world)]
+    for step in range(start, 22):
+        parts = [next(rank) for _ in range(accumulation) for rank in ranks]
+        for name in ("row", "epoch", "step"):
+            assert list(chain.from_iterable(part[name].tolist() for part in parts)) == alone[step][name].tolist()
+
+
+def test_pieces_that_cannot_be():
+    with pytest.raises(GradvarError, match="max_length 2 leaves no room beside 2 special tokens"):
+        cut_stream(lengths=Schedule("steps", (0.0, 0.9), (6, 2)))
+    bare = Again([{"input_ids": [cases.CLS, cases.SEP]}] * 3)
+    limits = Limits(60, 32, Frame((cases.CLS,), (cases.SEP,)), frozenset({cases.CLS, cases.SEP}))
+    share = Share(1, 0, lengths=Schedule.of(4))
+    with pytest.raises(GradvarError, match="train_dataset holds only special tokens, of which none can be masked"):
+        next(iter(Stream(bare, "train_dataset", limits, 2).planned(share, int)))
+
+
+def test_a_loading_process_begins_where_the_run_is():
+    """Where processes are spawned (macOS, Windows, Python 3.14) a stream is pickled; where the run is, is not."""
+    at = 0
+    made = Stream(Again(numbered(23)), "train_dataset", LIMITS, 7).planned(Share(4, 0), lambda: at)
+    at = 5
+    there = pickle.loads(pickle.dumps(made))
+    at = 6
+    assert next(iter(there))["step"].tolist() == [5] * 4
+    assert next(iter(made))["step"].tolist() == [6] * 4
+
+
 def test_blocks_epochs_and_seeds_have_orders_of_their_own():
     """Of blocks of 20: that two of the 6 agree by chance has a probability below 15/20!."""
     orders = []
@@ -187,7 +277,7 @@ def test_what_is_no_stream():
             return iter(found)
 
     with pytest.raises(GradvarError, match="held no sequence when it was gone through again"):
-        next(iter(Stream(Once(numbered(3)), "train_dataset", LIMITS).planned(2, 0, 1, 0, 1, int)))
+        next(iter(Stream(Once(numbered(3)), "train_dataset", LIMITS).planned(Share(2, 0), int)))
 
 
 # ---- the trainer, in scripts
@@ -213,7 +303,6 @@ def test_a_hub_like_stream_is_trained_on(tmp_path):
         (Masking(weighting="token", mask_rate=0.3), {}, "masking.weighting 'token' and disjoint masks take data that"),
         (Masking(proposal="uniform/disjoint:2"), {}, "disjoint masks take data that are not streamed"),
         (Masking(proposal="frequency/pps"), {}, "the score 'frequency' takes data that are not streamed"),
-        (Masking(), {"max_length": Schedule.of(6)}, "is shown as it comes: leave max_length out"),
         (Masking(), {"max_steps": -1, "num_train_epochs": 2}, "has no length; give max_steps, tokens or seconds"),
     ],
 )
@@ -258,6 +347,28 @@ def test_it_goes_on_bit_for_bit_and_says_that_it_reads_again(place, done, tmp_pa
     assert runs.differences(runs.everything(tmp_path / "run"), runs.everything(done)) == []
 
 
+SCHEDULES = ["training.max_length={steps: {0: 4, 0.4: 6, 0.8: 12}}", "masking.mask_rate={linear: {0: 0.5, 1: 0.2}}"]
+
+
+@pytest.mark.parametrize("budget", ["--steps 14", "--tokens 1400"])
+def test_the_length_of_a_stream_is_scheduled_and_goes_on(place, tmp_path, budget):
+    """From a checkpoint in the second phase, with workers or without: the same sequences, and the same parameters."""
+    whole, workers = tmp_path / "whole", tmp_path / "workers"
+    more = [*budget.split(), *SCHEDULES]
+    assert runs.command(runs.words(place, whole, *more)) == 0
+    assert runs.command(runs.words(place, workers, *more, "training.workers=2")) == 0
+    end = runs.metrics(whole)[-1]
+    assert end["step"] == 14 if "--steps" in budget else 1400 <= end["tokens"] < 1400 + 96
+    differ = runs.differences(runs.everything(whole), runs.everything(workers))
+    assert differ == ["/gradvar_state.json/recipe/training/workers: 0 2"]
+    shutil.copytree(whole, tmp_path / "run")
+    for checkpoint in checkpoints.whole(tmp_path / "run"):
+        if checkpoints.step_of(checkpoint) > 8:
+            shutil.rmtree(checkpoint)
+    assert runs.command(runs.resuming(place, tmp_path / "run")) == 0
+    assert runs.differences(runs.everything(tmp_path / "run"), runs.everything(whole)) == []
+
+
 def test_a_budget_in_tokens(place, tmp_path):
     assert runs.command(runs.words(place, tmp_path / "run", "--tokens", "500")) == 0
     end = runs.metrics(tmp_path / "run")[-1]
@@ -274,8 +385,10 @@ def test_a_budget_in_tokens(place, tmp_path):
         (["data.tokenizer.source=null"], "a text that is streamed trains no vocabulary"),
         (["data.train={place}/valid.txt"], "are the same text; hold out another one"),
         (["data.train={place}/none.txt"], "no data at"),
-        (["data.train={place}/short.txt"], "train_dataset holds no sequence"),
-        (["masking.proposal=uniform/disjoint:2"], "take data that are not streamed"),
+        (["data.train={place}/short.txt"], "short.txt yields no sequence: no document reaches half of 12 tokens"),
+        (["masking.proposal=uniform/disjoint:2"], "masking.proposal uniform/disjoint:2 takes a pass over all text"),
+        (["masking.proposal=frequency/pps"], "masking.proposal frequency/pps takes a pass over all text beforehand"),
+        (["masking.proposal=uniform/simple", "masking.weighting=token"], "masking.weighting 'token' takes a pass over"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(place, tmp_path, capsys, given, words):
@@ -284,6 +397,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(place, tmp_path, capsys, given
     said = capsys.readouterr().err
     assert words in said.splitlines()[-1]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_refuses_what_the_run_would(place, capsys):
+    assert runs.command(["train", str(place / "recipe.yaml"), "--dry-run", "masking.proposal=uniform/disjoint:2"]) == 2
+    assert "masking.proposal uniform/disjoint:2 takes a pass over all text beforehand" in capsys.readouterr().err
 
 
 def test_another_text_under_the_same_name_is_refused(place, done, tmp_path, capsys):
@@ -296,52 +414,71 @@ def test_another_text_under_the_same_name_is_refused(place, done, tmp_path, caps
     finally:
         (place / "train.txt").write_bytes(before)
     assert "is another text than the run began with" in capsys.readouterr().err
+    (place / "train.txt").rename(place / "away.txt")
+    try:
+        assert runs.command(runs.resuming(place, tmp_path / "run")) == 2
+    finally:
+        (place / "away.txt").rename(place / "train.txt")
+    assert f"no data at '{place / 'train.txt'}': no such file" in capsys.readouterr().err
 
 
 GROWTH = """
-import resource, sys
-from itertools import islice
+import sys
+from pathlib import Path
+import torch
+from gradvar.persample.memory import Rise
 from gradvar.training.sequences import Limits
-from gradvar.training.streaming import Stream
+from gradvar.training.streaming import Share, Stream
 from gradvar.training.data import StreamedText
 from gradvar.huggingface.checkpoint import tokenizer_of
-from pathlib import Path
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 def go_through(path):
     text = StreamedText(path, tokenizer, 128, True)
-    stream = Stream(text, "train_dataset", Limits(60, 128), 500).planned(8, 0, 1, 0, 1, int)
-    return sum(len(step["row"]) for step in iter_epoch(stream))
+    return sum(len(step["row"]) for step in epoch_of(Stream(text, "train_dataset", Limits(60, 128), 500)))
 
-def iter_epoch(stream):
-    for step in stream:
+def epoch_of(stream):
+    for step in stream.planned(Share(8, 0), int):
         if int(step["epoch"][0]) > 0:
             return
         yield step
 
 tokenizer = tokenizer_of(Path(sys.argv[1]))
 go_through(sys.argv[2])  # what the libraries take
-before = peak()
-rows = go_through(sys.argv[3])
-print(rows, peak() - before)
+for path in sys.argv[3:]:
+    with Rise(torch.device("cpu")) as rise:
+        rows = go_through(path)
+    print(rows, rise.bytes)
 """
 
 
-def test_a_text_larger_than_the_memory_that_it_takes(tmp_path):
-    """One document of 12 MB without a blank line, the hardest case: the process grows by less than 6 MB."""
+def test_texts_larger_than_the_memory_that_they_take(tmp_path):
+    """Of a document of 4 MB, less than 4 MB more are in use at any time.
+
+    Of one line of 1 MB 20 MB at the most, whatever its length, and the line itself; not 170 bytes for each character.
+    """
     cases.save_checkpoint(tmp_path / "model")
-    line = " ".join(f"w{i}" for i in range(10, 55)) + "\n"
-    (tmp_path / "small.txt").write_text(line * 3000)
-    (tmp_path / "large.txt").write_text(line * (12_000_000 // len(line)))
-    words = [sys.executable, "-c", GROWTH, *(str(tmp_path / name) for name in ("model", "small.txt", "large.txt"))]
-    rows, growth = map(int, subprocess.run(words, check=True, capture_output=True, text=True).stdout.split())
-    assert rows > 20_000  # 12 MB of lines of 179 bytes and 45 tokens, 126 a row: 23,900
-    assert growth * 1024 < 6_000_000
+    line = " ".join(f"w{i}" for i in range(10, 55))  # 179 bytes, 45 tokens
+    for name, size, between in (("small", 300_000, "\n"), ("lines", 4_000_000, "\n"), ("line", 1_000_000, " ")):
+        (tmp_path / f"{name}.txt").write_text(between.join([line] * (size // 180)))
+    names = ("model", "small.txt", "lines.txt", "line.txt")
+    words = [sys.executable, "-c", GROWTH, *(str(tmp_path / name) for name in names)]
+    said = subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()
+    (rows, many), (in_one, single) = (map(int, each.split()) for each in said)
+    assert (rows, in_one) == (7936, 1984)  # all of it: 126 tokens a row, of 22,222 and 5,555 lines
+    assert many < 4_000_000
+    assert single < 20_000_000
 
 
-def test_a_parquet_file_is_read_group_by_group(tmp_path):
-    path = tmp_path / "text.parquet"
-    pandas.DataFrame({"text": [f"w{i % 50} w1" for i in range(2500)]}).to_parquet(path, row_group_size=500)
-    assert [tuple(d) for _, d in stream_rows(path)] == [(f"w{i % 50} w1",) for i in range(2500)]
+def test_a_parquet_file_is_read_little_by_little(tmp_path):
+    """20 MB in one row group: Arrow itself counts less than 5 MB at any time."""
+    path, text = tmp_path / "text.parquet", " ".join(f"w{i}" for i in range(10, 55)) * 4
+    rows = pandas.DataFrame({"text": [f"{i} {text}" for i in range(20_000_000 // len(text))]})
+    rows.to_parquet(path, row_group_size=len(rows), compression=None, use_dictionary=False)
+    assert path.stat().st_size > 20_000_000
+    before, pool = pyarrow.default_memory_pool(), pyarrow.system_memory_pool()  # whose mark nobody else sets
+    pyarrow.set_memory_pool(pool)
+    try:
+        assert sum(1 for _ in stream_rows(path)) == len(rows)
+    finally:
+        pyarrow.set_memory_pool(before)
+    assert 0 < pool.max_memory() < 5_000_000
