@@ -194,7 +194,7 @@ def test_unanimous_is_the_smallest_number_whose_chance_is_five_percent_at_most()
 
 
 def test_a_false_alarm_is_rare_where_times_are_censored():
-    """Two arms that are alike, cut off at one time: 2^-5 of six pairs at most, within 3 standard errors of 1,000 sets."""
+    """Two arms that are alike, cut off at one time: 2^-5 of six pairs at most, and 3 standard errors of 1,000 sets."""
     rng = np.random.default_rng(0)
     for n, limit in ((6, 130.0), (6, 100.0), (9, 110.0)):
         times = 100 * np.exp(0.2 * rng.normal(size=(1000, n, 2)))
