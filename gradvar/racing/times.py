@@ -13,7 +13,8 @@ class Time:
     """A time, in steps, tokens or seconds, of which it is known that it lies in ``[low, high]``.
 
     Attributes:
-        low: Lower end, 0 or more; that of a run that never got there is its last look at the loss.
+        low: Lower end, 0 or more; that of a run that never got there is its last look at the loss, and its time is
+            longer than that.
         high: Upper end; infinite for a run that never got there.
     """
 
@@ -29,6 +30,11 @@ class Time:
     def censored(self) -> bool:
         """Whether the run ended before."""
         return isinf(self.high)
+
+    @property
+    def early(self) -> bool:
+        """Whether it was over by the first look, at some time that nobody saw."""
+        return self.low < self.high < inf or self.high == 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the ends; the upper one is None where the run ended before."""

@@ -137,7 +137,7 @@ class ArmRatio:
         arm: Its name.
         target: The loss.
         seeds: Of the pairs; None for a pair of runs whose seeds are not known.
-        ratios: By unit; None where there is no pair.
+        ratios: By unit, without steps where a step of the two arms is not the same; None where there is no pair.
         reason: Why there is none.
     """
 
@@ -176,6 +176,11 @@ class RunComparison:
     study: dict[str, Any]
     provenance: dict[str, Any] = field(compare=False)
     notices: tuple[str, ...]
+
+    @property
+    def effort(self) -> str:
+        """The unit beside seconds: steps, or tokens, where steps are not the same in all arms."""
+        return "steps" if all("steps" in each.ratios for each in self.ratios if each.ratios) else "tokens"
 
     @property
     def baseline(self) -> Arm:

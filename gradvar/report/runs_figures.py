@@ -224,15 +224,16 @@ def _title(figure: Figure, text: str) -> None:
 
 
 def _loss_title(result: RunComparison) -> str:
-    clear = [ratio for ratio in result.ratios if ratio.ratios and ratio.ratios["steps"].clear]
-    resolved = [ratio for ratio in result.ratios if ratio.ratios and ratio.ratios["steps"].resolved]
+    unit = result.effort
+    clear = [ratio for ratio in result.ratios if ratio.ratios and ratio.ratios[unit].clear]
+    resolved = [ratio for ratio in result.ratios if ratio.ratios and ratio.ratios[unit].resolved]
     base = result.baseline.name
     if clear or len(resolved) == 1:
-        ratio = min(clear or resolved, key=lambda each: each.ratios["steps"].low if each.ratios else 1.0)
+        ratio = min(clear or resolved, key=lambda each: each.ratios[unit].low if each.ratios else 1.0)
         assert ratio.ratios is not None
-        steps, seconds = ratio.ratios["steps"], ratio.ratios["seconds"]
+        steps, seconds = ratio.ratios[unit], ratio.ratios["seconds"]
         pairs = f"{steps.pairs} pair{'s' * (steps.pairs > 1)} of seeds"
-        what = f"{ratio.arm} takes {steps} times the steps and {seconds} times the seconds of {base}"
+        what = f"{ratio.arm} takes {steps} times the {unit} and {seconds} times the seconds of {base}"
         return f"{what} to {nats(ratio.target)} ({pairs})"
     comparable = [arm for arm in result.arms if arm.incomparable is None]
     best = min(comparable, key=lambda arm: arm.final_loss[0])

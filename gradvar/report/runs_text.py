@@ -34,9 +34,9 @@ def render_runs(result: RunComparison) -> RenderableType:
     parts += [table, Text(losses_caption(result), style="dim"), Text("")]
     for target in result.targets if len(result.arms) > 1 else ():
         parts += [Text(line) for line in ratios_caption(result, target)]
-        columns = _table("arm", "pairs", "got there", "steps", "seconds")
-        for name, pairs, reached, steps, _, seconds in ratio_rows(result, target):
-            columns.add_row(name, pairs, reached, steps, seconds)
+        columns = _table("arm", "pairs", "got there", result.effort, "seconds")
+        for *first, steps, tokens, seconds in ratio_rows(result, target):
+            columns.add_row(*first, steps if result.effort == "steps" else tokens, seconds)
         parts += [columns, Text("")]
     parts += [Text(line) for line in runs_verdicts(result)]
     parts += [Text(f"note: {line}", style="yellow") for line in runs_notes(result)]
@@ -119,9 +119,8 @@ def ratio_rows(result: RunComparison, target: float) -> list[tuple[str, ...]]:
         if ratio.ratios is None:
             rows.append((arm.name, "0", reached(arm, target), *(NOTHING for _ in UNITS)))
         else:
-            rows.append(
-                (arm.name, str(len(ratio.seeds)), reached(arm, target), *(str(ratio.ratios[unit]) for unit in UNITS))
-            )
+            said = (str(ratio.ratios.get(unit, NOTHING)) for unit in UNITS)
+            rows.append((arm.name, str(len(ratio.seeds)), reached(arm, target), *said))
     return rows
 
 
@@ -153,14 +152,20 @@ def runs_verdicts(result: RunComparison) -> list[str]:
     for target in result.targets:
         for ratio in _resolved(result, target):
             assert ratio.ratios is not None
-            steps, seconds = ratio.ratios["steps"], ratio.ratios["seconds"]
-            said = f"{_times(steps, 'steps')} and {_times(seconds, 'seconds')} of {result.baseline.name}"
-            lines.append(f"{ratio.arm} to {nats(target)}: {said}.")
+            units = [unit for unit in (result.effort, "seconds") if ratio.ratios[unit].resolved]
+            times = [f"{ratio.ratios[unit]} times the {unit} ({_verdict(ratio.ratios[unit])})" for unit in units]
+            said = [f"{' and '.join(times) or 'not resolved beside the times'} of {result.baseline.name}"]
+            said += [line for arm in (result[ratio.arm], result.baseline) for line in _bounded(arm, target)]
+            lines.append(f"{ratio.arm} to {nats(target)}: {'; '.join(said)}.")
     return lines
 
 
-def _times(ratio: Ratio, unit: str) -> str:
-    return f"{ratio if ratio.resolved else '?'} times the {unit} ({_verdict(ratio)})"
+def _bounded(arm: Arm, target: float) -> list[str]:
+    """Say how many runs of an arm have no time of their own."""
+    times, of = [run.times[target]["steps"] for run in arm.runs], f"in {{}} of {len(arm.runs)}"
+    never, early = sum(time.censored for time in times), sum(time.early for time in times)
+    said = [f"{arm.name} never got there {of.format(never)}"] if never else []
+    return [*said, f"{arm.name} was there at its first evaluation {of.format(early)}"] if early else said
 
 
 def _verdict(ratio: Ratio) -> str:

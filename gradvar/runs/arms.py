@@ -22,7 +22,11 @@ _SOURCE = "model.source"
 _ARCHITECTURE = "model.architecture"
 _MAPNET = "mapnet."
 _TEXT = ("data.train", "data.valid", "data.valid_share", "data.tokenizer.source")
-_FIRST = ("masking.proposal", _ARCHITECTURE, "data.max_length", _SOURCE, "mapnet.target")
+DATA = "data_sha256"
+"""What stands for the text in an arm's settings where runs name it alike though it is not the same."""
+MORE = ", …"
+"""Ends a name that has not all in which the arms differ."""
+_FIRST = (DATA, "masking.proposal", _ARCHITECTURE, "data.max_length", _SOURCE, "mapnet.target")
 """Keys that say most about an arm."""
 _ALL = 3  # keys up to which a name has all in which the arms differ
 
@@ -44,6 +48,10 @@ class Group:
     runs: dict[int | None, Found]
     recipe: Recipe | None
 
+    def differs(self, other: Group) -> list[str]:
+        """List the keys in which another group differs, where both have recipes."""
+        return [key for key, value in self.settings.items() if key in other.settings and other.settings[key] != value]
+
 
 def group(found: Sequence[Found]) -> tuple[list[Group], list[str], list[str]]:
     """Sort runs into arms.
@@ -55,8 +63,7 @@ def group(found: Sequence[Found]) -> tuple[list[Group], list[str], list[str]]:
         The arms in the order of their first runs, the keys in which they differ, and what was left out.
 
     Raises:
-        GradvarError: If runs of one recipe were trained on different texts of the same name, or have the same seed
-            though they are not the same.
+        GradvarError: If runs of one recipe have the same seed though they are not the same.
     """  # noqa: DOC502
     parts: dict[str, list[Found]] = {}
     values = _values(found)
@@ -70,8 +77,10 @@ def group(found: Sequence[Found]) -> tuple[list[Group], list[str], list[str]]:
         if _SOURCE in own:
             own[_SOURCE] = _origin_name(list(runs.values()))
     differing = _differing([own for own in settings if own])
+    telling = _telling(settings, differing)
+    more = MORE if len(telling) < len(differing) else ""
     names = _unique(
-        [_name(own, _telling(settings, differing)) if own else Path(next(iter(runs.values())).folder).name
+        [_name(own, telling) + more if own else Path(next(iter(runs.values())).folder).name
          for own, runs in zip(settings, seeded, strict=True)],
         seeded,
     )  # fmt: skip
@@ -107,7 +116,27 @@ def _tokenizer(recipe: Recipe) -> Any:
 
 
 def _values(found: Sequence[Found]) -> list[dict[str, Any]]:
-    """Return what makes the arm of each run.
+    """Return what makes the arm of each run: its values, and a hash of its text where the values do not tell of it."""
+    values = _named_values(found)
+    named = [_text_name(own, run) for own, run in zip(values, found, strict=True)]
+    texts = {(name, run.text) for name, run in zip(named, found, strict=True) if name and run.text}
+    changed = {name for name in named if sum(name == other for other, _ in texts) > 1}
+    return [
+        own | {DATA: run.text[:12] if run.text else "unknown"} if name in changed else own
+        for own, name, run in zip(values, named, found, strict=True)
+    ]
+
+
+def _text_name(own: Mapping[str, Any], run: Found) -> str | None:
+    """Write all that decides the tokenised text but for what its files hold."""
+    if run.recipe is None:
+        return None
+    data = {key: x for key, x in own.items() if key.startswith("data.")}
+    return json.dumps([data, _blank({_SOURCE: _tokenizer(run.recipe)}, run.seed)], sort_keys=True)
+
+
+def _named_values(found: Sequence[Found]) -> list[dict[str, Any]]:
+    """Return the values that make the arm of each run.
 
     Texts of the same hash have the names that the first such run gave them. The run that one goes on from is known by
     its recipe, whatever its seed; where that is not there any more, by its path, in which the run's own seed counts as
@@ -155,13 +184,6 @@ def _blank(own: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
 
 def _by_seed(runs: Sequence[Found], notices: list[str]) -> dict[int | None, Found]:
     """Order the runs of an arm by seed; of two that are the same, the one that got further stays."""
-    texts = {run.text: run for run in runs if run.text is not None}
-    if len(texts) > 1:
-        one, other, *_ = texts.values()
-        raise GradvarError(
-            f"{one.folder} and {other.folder} have one recipe but were trained on different texts: a file changed in "
-            "between; compare them apart"
-        )
     kept: dict[tuple[int | None, str | None], Found] = {}
     for run in runs:
         same = (run.seed, None if run.recipe is None else run.recipe.model.source)

@@ -13,11 +13,12 @@ from gradvar.provenance import command, versions
 from gradvar.racing.paired import paired_ratio
 from gradvar.racing.times import Time, time_to
 from gradvar.report.runs import UNITS, Arm, ArmRatio, Run, RunComparison
-from gradvar.runs.arms import Group, group, measured_on
+from gradvar.runs.arms import DATA, MORE, Group, group, measured_on
 from gradvar.runs.reading import Found, read_folders
 
 _UNIFORM = "uniform/simple"
 _SCHEDULE = ("steps", "tokens", "seconds", "schedule", "warmup")
+_STEP = 1.05  # ratio of the tokens of their steps from which on two arms' steps are not the same
 _DIGITS = 1000  # parts of a nat to which the default target is rounded up
 
 
@@ -28,7 +29,8 @@ def compare_runs(
 
     An arm is a set of runs that differ in their seed alone. Of each run the first time is taken at which its held-out
     loss is at the target, in steps, tokens and seconds of training; a run that never gets there counts with the bound
-    that it gives. Ratios are geometric means over the seeds that both arms have.
+    that it gives. Ratios are geometric means over the seeds that both arms have; there is none of steps where a step
+    of one arm shows more tokens than one of the other.
 
     Args:
         folders: Of runs, as `gradvar train --out` named them, or the `output_dir` of a script's.
@@ -49,9 +51,8 @@ def compare_runs(
     with_loss = [run for run in found if run.evaluations]
     without = [run for run in found if not run.evaluations]
     if not with_loss:
-        raise GradvarError(
-            f"no evaluation in {', '.join(run.folder for run in without)} yet; wait for one, or set evaluation.every"
-        )
+        said = f"no evaluation in {', '.join(run.folder for run in without)} yet; wait for one, or set evaluation.every"
+        raise GradvarError("; ".join([said, *notices]))
     if without:
         notices.append(f"without an evaluation yet, left out: {', '.join(run.folder for run in without)}")
     groups, differing, left_out = group(with_loss)
@@ -60,7 +61,7 @@ def compare_runs(
     reasons = {each.name: _incomparable(first, each) for each in groups}
     targets = _targets(groups, reasons, target_losses)
     arms = tuple(_arm(each, reasons[each.name], targets) for each in groups)
-    notices += [*left_out, *_notes(groups, reasons)]
+    notices += [*left_out, *_notes(groups, reasons), *_steps(arms)]
     return RunComparison(
         arms=arms,
         targets=targets,
@@ -85,7 +86,9 @@ def _baseline(groups: Sequence[Group], wanted: str | Path | None) -> Group:
         return (uniform or groups)[0]
     text = os.fspath(wanted)
     for each in groups:
-        if each.name == text or any(run.path == Path(text).resolve() for run in each.runs.values()):
+        if text in (each.name, each.name.removesuffix(MORE)) or any(
+            run.path == Path(text).resolve() for run in each.runs.values()
+        ):
             return each
     proposed = [each for each in groups if _proposal(each) == text.removeprefix("masking.proposal=")]
     if len(proposed) == 1:
@@ -158,7 +161,9 @@ def _ratio(target: float, baseline: Group, base: Arm, other: Group, arm: Arm) ->
         said = " and ".join(", ".join(map(str, seeds)) or "none" for seeds in (own, theirs))
         return ArmRatio(arm.name, target, (), None, f"no seed in common ({said})")
     times: dict[str, list[tuple[Time, Time]]] = {
-        unit: [(one.times[target][unit], two.times[target][unit]) for _, one, two in pairs] for unit in UNITS
+        unit: [(one.times[target][unit], two.times[target][unit]) for _, one, two in pairs]
+        for unit in UNITS
+        if unit != "steps" or _longer(base, arm) is None
     }
     ratios = {unit: paired_ratio(each) for unit, each in times.items()}
     return ArmRatio(arm.name, target, tuple(seed for seed, _, _ in pairs), ratios)
@@ -173,6 +178,8 @@ def _incomparable(baseline: Group, other: Group) -> str | None:
     if _text(other) is not None and _text(other) == _text(baseline):  # whatever the files are called
         same = {name for name in ours if not name.startswith("evaluation.")}
     apart = [name for name in ours if name not in same and ours[name] != theirs[name]]
+    if baseline.settings.get(DATA) != other.settings.get(DATA):
+        return "its text is another one, though it has the same name: a file changed in between"
     said = [f"{name} {theirs[name]}, not {ours[name]}" if "." in name else f"{name} is another one" for name in apart]
     return "; ".join(said) or None
 
@@ -199,14 +206,36 @@ def _notes(groups: Sequence[Group], reasons: dict[str, str | None]) -> list[str]
     if scripts and len(groups) > 1:
         lines.append(
             f"made by scripts, without a recipe: {', '.join(scripts)}; whether their held-out loss is that of the "
-            "others is not known"
+            "others, and what else differs, is not known"
         )
     compared = [each for each in groups if reasons[each.name] is None]
+    for each in compared[1:]:
+        if each.name.endswith(MORE) and (keys := groups[0].differs(each)):
+            lines.append(f"{each.name} differs from {groups[0].name} in all of {', '.join(keys)}")
     lines += _schedules(compared)
     made = {tuple(run.made[1:]) for each in compared for run in each.runs.values() if run.made[1:]}
     if len(made) > 1:
         lines.append("not all runs were made by the same versions of Python, torch and the rest: see runs.json")
     return lines
+
+
+def _steps(arms: Sequence[Arm]) -> list[str]:
+    """Tell of steps that are not the same."""
+    return [
+        f"a step of {arm.name} shows {factor:.3g} times the tokens of one of {arms[0].name}: steps are not compared, "
+        "but tokens and seconds are"
+        for arm in arms[1:]
+        if arm.incomparable is None and (factor := _longer(arms[0], arm)) is not None
+    ]
+
+
+def _longer(baseline: Arm, arm: Arm) -> float | None:
+    """Say how many times the tokens a step of an arm shows; None where they are as many, or nobody knows."""
+    ours, theirs = ([run.last for run in each.runs if run.last.steps and run.last.tokens] for each in (baseline, arm))
+    if not ours or not theirs:
+        return None
+    one, two = (sum(end.tokens for end in ends) / sum(end.steps for end in ends) for ends in (ours, theirs))
+    return two / one if max(one, two) > _STEP * min(one, two) else None
 
 
 def _at(run: Found) -> str:

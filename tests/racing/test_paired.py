@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from gradvar.racing.paired import bootstrap_ends, paired_ratio, resamples
+from gradvar.racing.paired import UNANIMOUS, bootstrap_ends, paired_ratio, resamples
 from gradvar.racing.times import Time
 
 LATE, EARLY = Time(400, inf), Time(0, 100)
@@ -132,6 +132,26 @@ def test_pairs_are_counted_by_what_is_certain():
     assert (ratio.pairs, ratio.above, ratio.below) == (5, 1, 2)
 
 
+@pytest.mark.parametrize(
+    ("pair", "side"),
+    [
+        ((LATE, at(400)), 1),  # the other one was there at the very look at which this one was not
+        ((at(400), LATE), -1),
+        ((LATE, EARLY), 1),
+        ((Time(100, inf), EARLY), 1),
+        ((EARLY, Time(100, inf)), -1),
+        ((LATE, at(401)), 0),
+        ((LATE, Time(300, inf)), 0),
+        ((at(400), at(400)), 0),
+        ((EARLY, at(100)), 0),  # it may have been there just then, too
+        ((at(0), LATE), 0),
+    ],
+)
+def test_a_pair_is_counted_on_a_side_only_if_that_is_certain(pair, side):
+    ratio = paired_ratio([pair])
+    assert (ratio.below, ratio.above) == (side == -1, side == 1)
+
+
 # ---- when a difference is clear
 
 
@@ -149,10 +169,40 @@ def test_a_single_pair_is_never_clear():
     assert (ratio.clear, ratio.interval, ratio.confidence, ratio.student) == (0, None, None, None)
 
 
+@pytest.mark.parametrize("ends", [range(100, 106), [400] * 6])
 @pytest.mark.parametrize(("n", "clear"), [(5, 0), (6, 1)])
-def test_censored_pairs_are_clear_from_six_that_agree(n, clear):
-    ratio = paired_ratio([(LATE, at(100 + each)) for each in range(n)])
-    assert (ratio.student, ratio.clear) == (None, clear)
+def test_censored_pairs_are_clear_from_six_that_agree(n, clear, ends):
+    pairs = [(LATE, at(end)) for end in ends[:n]]
+    ratio, turned = paired_ratio(pairs), paired_ratio((b, a) for a, b in pairs)
+    assert (ratio.student, ratio.above, ratio.clear) == (None, n, clear)
+    assert (turned.below, turned.clear) == (n, -clear)
+
+
+@pytest.mark.parametrize("other", [(at(99), at(100)), (LATE, LATE)])
+def test_bounds_are_not_clear_if_one_pair_does_not_agree(other):
+    """Nine of ten are far above 1, so that the interval is, too; but how far the tenth is from it nobody knows."""
+    ratio = paired_ratio([(LATE, at(10))] * 9 + [other])
+    assert (ratio.above, ratio.clear) == (9, 0)
+
+
+def test_unanimous_is_the_smallest_number_whose_chance_is_five_percent_at_most():
+    """By going through all the sides on which that many pairs can fall."""
+    for n in range(1, 8):
+        alike = sum(len(set(sides)) == 1 for sides in product((-1, 1), repeat=n)) / 2**n
+        assert alike == 2.0 ** (1 - n)
+        assert (alike <= 0.05) == (n >= UNANIMOUS)
+
+
+def test_a_false_alarm_is_rare_where_times_are_censored():
+    """Two arms that are alike, cut off at one time: 2^-5 of six pairs at most, and 3 standard errors of 1,000 sets."""
+    rng = np.random.default_rng(0)
+    for n, limit in ((6, 130.0), (6, 100.0), (9, 110.0)):
+        times = 100 * np.exp(0.2 * rng.normal(size=(1000, n, 2)))
+        sets = [[[at(x) if x < limit else Time(limit, inf) for x in pair] for pair in each] for each in times]
+        bounded = [ratio for each in sets if (ratio := paired_ratio(map(tuple, each))).student is None]
+        chance = 2.0 ** (1 - n)
+        alarms = sum(ratio.clear != 0 for ratio in bounded)
+        assert alarms / 1000 <= chance + 3 * sqrt(chance / 1000)
 
 
 def test_a_false_alarm_is_rare_whatever_the_number_of_pairs():

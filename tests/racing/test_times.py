@@ -42,3 +42,8 @@ def test_times_are_averaged_geometrically_and_bounds_stay_bounds():
 def test_a_time_says_on_which_side_it_is():
     said = [str(Time(*ends)) for ends in ((1234.5, 1234.5), (400, inf), (0, 100), (0, inf), (0.51234, 0.51234))]
     assert said == ["1,234", "> 400", "≤ 100", "not resolved", "0.512"]
+
+
+def test_a_time_knows_that_it_was_over_at_the_first_look():
+    kinds = (Time(0, 100), Time(0, 0), Time(100, 100), Time(100, inf), Time(0, inf))
+    assert [time.early for time in kinds] == [True, True, False, False, False]

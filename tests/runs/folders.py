@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from gradvar import checkpoints
+
 SECTIONS: dict[str, Any] = {
     "data": {"train": "/texts/train.txt", "valid": "/texts/valid.txt", "max_length": 16},
     "model": {"architecture": "bert"},
@@ -34,12 +36,22 @@ def write_run(
     if recipe:
         head = f"# gradvar train recipe.yaml --out {folder.name}\n# python 3.11, torch 2.9\n"
         (folder / "recipe.yaml").write_text(head + yaml.safe_dump(sections))
-    lines: list[dict[str, Any]] = [{"step": 50, "loss": 7.0, "tokens": 50 * TOKENS, "seconds": 50 * seconds}, *looks]
+    tokens = TOKENS * sections["training"].get("batch", 32) // 32
+    lines: list[dict[str, Any]] = [{"step": 50, "loss": 7.0, "tokens": 50 * tokens, "seconds": 50 * seconds}, *looks]
     lines += [
-        {"step": step, "eval_loss": loss, "eval_loss_se": 0.1, "tokens": step * TOKENS, "seconds": step * seconds}
+        {"step": step, "eval_loss": loss, "eval_loss_se": 0.1, "tokens": step * tokens, "seconds": step * seconds}
         for step, loss in zip(range(100, 100 * len(losses) + 1, 100), losses, strict=True)
     ]
     write_lines(folder, lines)
+    return folder
+
+
+def hashed(folder: Path, text: str) -> Path:
+    """Give a run a checkpoint that tells the hash of its text."""
+    place = checkpoints.folder_of(folder, 1)
+    place.mkdir()
+    (place / checkpoints.STATE).write_text(json.dumps({"data_sha256": text}))
+    checkpoints.seal(place)
     return folder
 
 

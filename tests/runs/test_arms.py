@@ -1,12 +1,8 @@
-import json
-
 import pytest
 
-from gradvar import checkpoints
-from gradvar.errors import GradvarError
 from gradvar.runs.arms import group
 from gradvar.runs.reading import read_folders
-from tests.runs.folders import write_run
+from tests.runs.folders import hashed, write_run
 
 
 def arms(*folders):
@@ -68,9 +64,9 @@ def test_where_much_differs_a_name_has_as_few_keys_as_tell_the_arms_apart(tmp_pa
     write_run(tmp_path / "c", **many, data__max_length=32)
     groups, differing, _ = group(read_folders(sorted(tmp_path.iterdir())))
     assert [each.name for each in groups] == [
-        "data.max_length=16, training.batch=32",
-        "data.max_length=16, training.batch=64",
-        "data.max_length=32, training.batch=64",
+        "data.max_length=16, training.batch=32, …",
+        "data.max_length=16, training.batch=64, …",
+        "data.max_length=32, training.batch=64, …",
     ]
     assert differing == [
         "data.max_length",
@@ -137,24 +133,24 @@ def test_of_a_run_that_is_there_twice_the_one_that_got_further_stays(tmp_path):
     assert notices == [said]
 
 
-def hashed(folder, text):
-    place = checkpoints.folder_of(folder, 1)
-    place.mkdir()
-    (place / checkpoints.STATE).write_text(json.dumps({"data_sha256": text}))
-    checkpoints.seal(place)
-
-
 def test_one_text_under_two_names_makes_no_arm(tmp_path):
     for seed, name in enumerate(("/here/a.txt", "/there/b.txt")):
         hashed(write_run(tmp_path / str(seed), seed=seed, data__train=name), "the same")
     assert len(arms(tmp_path / "0", tmp_path / "1")[0]) == 1
 
 
-def test_two_texts_under_one_name_are_an_error(tmp_path):
+def test_two_texts_under_one_name_are_two_arms(tmp_path):
     for seed in (0, 1):
         hashed(write_run(tmp_path / str(seed), seed=seed), f"text {seed}")
-    with pytest.raises(GradvarError, match="were trained on different texts: a file changed"):
-        arms(tmp_path / "0", tmp_path / "1")
+    write_run(tmp_path / "2")  # without a checkpoint
+    found = {"data_sha256=text 0": {0: "0"}, "data_sha256=text 1": {1: "1"}, "data_sha256=unknown": {0: "2"}}
+    assert arms(*sorted(tmp_path.iterdir()))[0] == found
+
+
+def test_texts_of_other_names_or_lengths_are_told_by_those(tmp_path):
+    for number, change in enumerate(({}, {"data__train": "/texts/other.txt"}, {"data__max_length": 32})):
+        hashed(write_run(tmp_path / str(number), **change), f"text {number}")
+    assert not any("sha256" in name for name in arms(*sorted(tmp_path.iterdir()))[0])
 
 
 def test_scripts_are_arms_by_the_name_of_their_folders(tmp_path):

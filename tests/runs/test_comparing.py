@@ -9,7 +9,7 @@ import pytest
 import gradvar
 from gradvar.errors import GradvarError
 from gradvar.report.runs import UNITS
-from tests.runs.folders import write_arms, write_lines, write_run
+from tests.runs.folders import hashed, write_arms, write_lines, write_run
 
 
 def test_ratios_are_those_of_the_curves(tmp_path):
@@ -145,6 +145,79 @@ def test_a_proposal_of_several_arms_is_no_name_of_one(tmp_path):
     write_run(tmp_path / "b", training__clip=0.5)
     with pytest.raises(GradvarError, match=r"several arms; give the name of one: clip=1; clip=0\.5"):
         gradvar.compare_runs([tmp_path / "a", tmp_path / "b"], baseline="uniform/simple")
+
+
+# ---- what a verdict may say
+
+
+def said_of(folders, **options):
+    result = gradvar.compare_runs(folders, **options)
+    return result, " ".join(repr(result).split())
+
+
+def test_what_differs_beside_the_proposal_is_in_the_names_or_told(tmp_path):
+    write_run(tmp_path / "a")
+    training = {"steps": 400, "clip": 0.5, "learning_rate": 0.1}
+    few = write_run(tmp_path / "b", masking={"proposal": "loss/pps"}, training=training)
+    many = write_run(tmp_path / "c", masking={"proposal": "loss/pps"}, training=training | {"weight_decay": 0.1})
+    _, said = said_of([tmp_path / "a", few])
+    assert "loss/pps, clip=0.5, training.learning_rate=0.1 to 4.25 nats: " in said
+    result, said = said_of([tmp_path / "a", many], baseline="uniform/simple")
+    assert [arm.name for arm in result.arms] == ["uniform/simple, …", "loss/pps, …"]
+    assert result.plot()._suptitle.get_text().startswith("loss/pps, … takes ")
+    keys = "masking.proposal, training.clip, training.learning_rate, training.weight_decay"
+    assert f"note: loss/pps, … differs from uniform/simple, … in all of {keys}" in said
+
+
+def test_steps_of_another_size_are_not_compared(tmp_path):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", training__batch=64)
+    result, said = said_of([tmp_path / "a", tmp_path / "b"])
+    assert list(result.ratios[0].ratios) == ["tokens", "seconds"]
+    assert "training.batch=64 to 4.25 nats: 2 times the tokens (" in said
+    assert "a step of training.batch=64 shows 2 times the tokens of one of training.batch=32: steps are not" in said
+    assert "times the steps" not in said
+    assert "times the tokens" in result.plot()._suptitle.get_text()
+    write_run(tmp_path / "c", training__accumulation=2)
+    assert list(gradvar.compare_runs([tmp_path / "a", tmp_path / "c"]).ratios[0].ratios) == list(UNITS)
+
+
+def test_an_arm_that_never_got_there_is_said_to_be_later(tmp_path):
+    """The baseline's worst run gets to the default target at its very end, where the other arm ends, too."""
+    folders = [write_run(tmp_path / f"a{seed}", seed=seed) for seed in range(6)]
+    slow = {"masking": {"proposal": "loss/pps"}}
+    folders += [write_run(tmp_path / f"b{seed}", [7, 6, 5.5, 5], seed, **slow) for seed in range(6)]
+    _, said = said_of(folders, target_losses=[4.25])
+    assert "> 1 [1, ∞] times the steps (clearly more)" in said
+    assert "loss/pps never got there in 6 of 6." in said
+    _, said = said_of(folders[:3] + folders[6:9], target_losses=[4.25])
+    assert "> 1 [1, ∞] times the steps (more in all 3 pairs, which are too few or too far apart to be sure)" in said
+    assert "loss/pps never got there in 3 of 3." in said
+
+
+def test_texts_that_changed_under_their_name_are_told_and_not_compared(tmp_path):
+    hashed(write_run(tmp_path / "a"), "1" * 64)
+    hashed(write_run(tmp_path / "b", masking={"proposal": "loss/pps"}), "2" * 64)
+    result, said = said_of([tmp_path / "a", tmp_path / "b"])
+    assert result.arms[1].name == "data_sha256=222222222222, loss/pps"
+    assert result.ratios[0].ratios is None
+    assert "(its text is another one, though it has the same name: a file changed in between)" in said
+
+
+def test_a_single_evaluation_says_what_is_known(tmp_path):
+    write_run(tmp_path / "a", [4.0])
+    write_run(tmp_path / "b", [3.9], masking={"proposal": "loss/pps"})
+    _, said = said_of([tmp_path / "a", tmp_path / "b"])
+    assert "?" not in said
+    assert "loss/pps to 4 nats: not resolved beside the times of uniform/simple; loss/pps was there at its" in said
+    assert "; uniform/simple was there at its first evaluation in 1 of 1." in said
+
+
+def test_where_nothing_is_left_the_error_has_the_notices(tmp_path):
+    folder = write_run(tmp_path / "a")
+    write_lines(folder, [{"step": 10, "eval_loss": None, "tokens": 1, "seconds": 1}])
+    with pytest.raises(GradvarError, match=r"set evaluation.every; .*/a: 1 evaluations without a finite loss are left"):
+        gradvar.compare_runs([folder])
 
 
 # ---- what becomes of it
