@@ -17,6 +17,7 @@ from markdown.util import AtomicString
 import gradvar
 
 ROLE = r":(?:class|func|meth|mod|attr|data|exc|obj):`(~?)([\w.]+)`"
+_NUMBER = re.compile(r"\[[-\d.,e ∞%]+\]|-?\d[\d.]*(?:e-\d+|–\d[\d.]*)")  # an interval, a range, a power of ten
 _LINK = re.compile(r"(?<!!)\[([^\]\[]+)\]\(([^)\s:#]+)(#[^)\s]*)?\)")
 
 
@@ -74,5 +75,6 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Take the backslash away that keeps the code host from ending a table's cell inside of code."""
-    return re.sub(r"<code>[^<]*</code>", lambda code: code[0].replace("\\|", "|"), html)
+    """Mend tables: no backslash before a bar in code, where the code host needs it, and no number torn in two."""
+    whole = re.sub(r"<code>[^<]*</code>", lambda code: code[0].replace("\\|", "|"), html)
+    return re.sub(r"<td>[^<]*</td>", lambda cell: _NUMBER.sub(r'<span class="number">\g<0></span>', cell[0]), whole)

@@ -100,6 +100,11 @@ def test_pages_are_prepared_for_the_site():
     text = "a\n\n<!-- code host only -->\n\nb\n\n<!-- end -->\n\n[c](../../d)\n"
     assert site_hooks.on_page_markdown(text, page) == "a\n\nc\n"
     assert site_hooks.on_page_content(r"<td><code>\|x\|</code> \|</td>") == r"<td><code>|x|</code> \|</td>"
+    whole = '<span class="number">{}</span>'.format
+    kept = f"<td>1 {whole('[-0.2, 3e-05]')}</td><td>{whole('2e-08')} ({whole('1.0–1.5')})</td>"
+    assert site_hooks.on_page_content("<td>1 [-0.2, 3e-05]</td><td>2e-08 (1.0–1.5)</td>") == kept
+    for prose in ("<td>a – b, [c], 4-5</td>", "<p>2e-08</p>"):
+        assert site_hooks.on_page_content(prose) == prose
 
 
 HEADINGS = ["Example", "How to read it", "What to do with it", "Options", "What can go wrong"]
