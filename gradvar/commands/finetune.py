@@ -31,6 +31,7 @@ def finetune(
     max_length: Annotated[
         int | None, typer.Option(help="Tokens of an example; the rest is cut. [default: 128, or what the model takes]")
     ] = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 where it is safe; needs a GPU.")] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -48,7 +49,7 @@ def finetune(
     from gradvar.finetuning.tuning import FinetuneSettings
     from gradvar.report.finetuned import render_finetuned
 
-    settings = FinetuneSettings(epochs, batch, learning_rate, weight_decay, max_length)
+    settings = FinetuneSettings(epochs, batch, learning_rate, weight_decay, max_length, bf16)
     where = gradvar.DEMO_CHECKPOINT if checkpoint is None else checkpoint
     console = common.stderr()
 

@@ -11,9 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gradvar.errors import GradvarError
 from gradvar.finetuning.reading import TaskData, read_task
-from gradvar.finetuning.tasks import parse_tasks
+from gradvar.finetuning.tasks import TASKS, parse_tasks
 from gradvar.finetuning.tuning import FinetuneSettings, Prepared, encode, steps_of, tune
 from gradvar.huggingface.checkpoint import check_config, digest_of, locate, longest_sequence, tokenizer_of, weight_files
 from gradvar.huggingface.classifier import load_classifier
@@ -64,6 +66,8 @@ def finetune(
         raise GradvarError(f"--seeds {seeds}: give 1 or more")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise GradvarError("finetune runs in one process; start it without torchrun")
+    if settings.bf16 and (cpu or not (torch.cuda.is_available() and torch.cuda.is_bf16_supported())):
+        raise GradvarError("--bf16 needs a GPU that has bfloat16; leave it out")
     wanted, folder = parse_tasks(tasks), locate(checkpoint)
     check_config(folder)
     tokenizer = tokenizer_of(folder)
@@ -71,28 +75,36 @@ def finetune(
     _check_tokenizer(folder, tokenizer, model)
     settings = _with_length(settings, longest_sequence(model, tokenizer))
     read = [read_task(task, str(data)) for task in wanted]
-    digest = digest_of(weight_files(folder))
-    known = {"checkpoint": str(folder), "checkpoint_sha256": digest} | asdict(settings)
+    known = {
+        "checkpoint": str(folder),
+        "checkpoint_sha256": digest_of(weight_files(folder)),
+        "tokenizer_sha256": digest_of(_tokenizer_files(folder, tokenizer)),
+    } | asdict(settings)
     made = {"command": command(), "versions": versions()}
     place = None if out is None else Path(out)
-    found = {} if place is None else _before(place, known, read)
-    todo = [(task, seed) for task in read for seed in range(seeds) if seed not in _seeds(found, task)]
     steps = {task.task.name: steps_of(len(task.train.labels), settings) for task in read}
-    total, before = sum(steps[task.task.name] for task, _ in todo), 0
 
     with _kept(place) as keep:
+        before = _before(place, known, read) or Finetuned((), known, made)
+        result = replace(before, settings=known, asked=before.asked | {task.task.name: seeds for task in read})
+        if before.tasks:
+            keep(result)  # with what is missing now
+        found = {task.task: task for task in before.tasks}
+        todo = [(task, seed) for task in read for seed in result.todo(task.task.name)]
+        total, done = sum(steps[task.task.name] for task, _ in todo), 0
         for number, (task, seed) in enumerate(todo):
             name = task.task.name
             if number == 0 or task is not todo[number - 1][0]:
                 prepared = encode(task, tokenizer, settings.max_length or LONGEST)
-            tell = partial(_tell, progress, before, total)
+            tell = partial(_tell, progress, done, total)
             one = tune(folder, tokenizer, prepared, settings, seed, cpu, tell)
-            before += steps[name]
+            done += steps[name]
             found[name] = (found.get(name) or _begun(prepared)).having(one)
-            keep(Finetuned(tuple(found.values()), known, made, len(todo) - number - 1))
+            result = replace(result, tasks=tuple(found.values()), provenance=made)
+            keep(result)
             scores = ", ".join(f"{metric.replace('_', ' ')} {value:.1f}" for metric, value in one.metrics.items())
             say(f"{name}, seed {seed}: {scores} ({one.steps:,} steps, {one.seconds:,.0f} s)")
-    return Finetuned(tuple(found.values()), known, made)
+    return result
 
 
 def _tell(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
@@ -102,12 +114,19 @@ def _tell(progress: Callable[[int, int], None], before: int, total: int, done: i
 def _check_tokenizer(folder: Path, tokenizer: Any, model: Any) -> None:
     """Refuse a tokenizer that cannot pad, or that has tokens which the model does not know."""
     if tokenizer.pad_token_id is None:
-        raise GradvarError(f"the tokenizer in {folder} has no padding token; give it one, such as tokenizer.pad_token")
+        raise GradvarError(f"the tokenizer in {folder} has no padding token; set its pad_token and save it there")
     known = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > known:
         raise GradvarError(
-            f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model {known}; they do not match"
+            f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model {known}; "
+            "give the checkpoint the tokenizer that it was trained with"
         )
+
+
+def _tokenizer_files(folder: Path, tokenizer: Any) -> list[Path]:
+    """List what a tokenizer was loaded from."""
+    names = {*tokenizer.vocab_files_names.values(), "tokenizer_config.json", "special_tokens_map.json"}
+    return [path for name in sorted(names) if (path := folder / name).is_file()]
 
 
 def _with_length(settings: FinetuneSettings, longest: int) -> FinetuneSettings:
@@ -121,33 +140,23 @@ def _with_length(settings: FinetuneSettings, longest: int) -> FinetuneSettings:
     return settings
 
 
-def _seeds(found: dict[str, TaskResult], task: TaskData) -> set[int]:
-    """Seeds that a task has."""
-    return {seed.seed for seed in found[task.task.name].seeds} if task.task.name in found else set()
-
-
 def _begun(prepared: Prepared) -> TaskResult:
     data = prepared.data
     parts = (data.train, *data.dev.values())
     held_out = sum(len(part.labels) for part in parts[1:])
-    broken = sum(part.broken for part in parts)
-    return TaskResult(data.task.name, len(data.train.labels), held_out, prepared.cut, broken, data.sha256)
+    broken, empty = (sum(counts) for counts in zip(*((part.broken, part.empty) for part in parts), strict=True))
+    return TaskResult(data.task.name, len(data.train.labels), held_out, prepared.cut, broken, data.sha256, empty=empty)
 
 
-def _before(out: Path, known: dict[str, Any], read: Sequence[TaskData]) -> dict[str, TaskResult]:
-    """Read what earlier commands left, if it was made in the same way."""
-    if not os.path.lexists(out):
-        return {}
-    if not out.is_dir():
-        raise GradvarError(f"--out {out} is a file; give a folder")
-    foreign = sorted(path.name for path in out.iterdir() if path.name not in FILES and not path.name.startswith("."))
-    if foreign:
-        raise GradvarError(f"--out {out} holds '{foreign[0]}', which is no part of such results; give another folder")
-    path = out / RESULTS
-    if not path.exists():
-        return {}
+def _before(out: Path | None, known: dict[str, Any], read: Sequence[TaskData]) -> Finetuned | None:
+    """Read what earlier commands left, if it was made in the same way; the folder is to be held."""
+    if out is None or not (path := out / RESULTS).exists():
+        return None
     try:
         before = Finetuned.from_json(json.loads(path.read_text(encoding="utf-8")))
+        for task in before.tasks:
+            if task.task not in TASKS or set(task.seeds[0].metrics) != TASKS[task.task].all_scores:
+                raise ValueError(f"'{task.task}' with {', '.join(task.seeds[0].metrics)} is no task of GLUE")
     except (OSError, ValueError) as error:
         raise GradvarError(f"{path} cannot be gone on with ({error}); remove it, or give another folder") from error
     for key, value in known.items():
@@ -160,7 +169,17 @@ def _before(out: Path, known: dict[str, Any], read: Sequence[TaskData]) -> dict[
     for data in read:
         if (name := data.task.name) in found and found[name].sha256 != data.sha256:
             raise GradvarError(f"--out {out} holds results of other {name} examples; give another folder")
-    return found
+    return before
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse a folder that is for something else."""
+    if os.path.lexists(out) and not out.is_dir():
+        raise GradvarError(f"--out {out} is a file; give a folder")
+    there = out.iterdir() if out.is_dir() else ()
+    foreign = sorted(path.name for path in there if path.name not in FILES and not path.name.startswith("."))
+    if foreign:
+        raise GradvarError(f"--out {out} holds '{foreign[0]}', which is no part of such results; give another folder")
 
 
 @contextmanager
@@ -173,6 +192,7 @@ def _kept(out: Path | None) -> Iterator[Callable[[Finetuned], None]]:
     if out is None:
         yield lambda _: None
         return
+    _check_folder(out)
 
     def keep(result: Finetuned) -> None:
         text = json.dumps(result.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"

@@ -14,7 +14,7 @@ from gradvar.errors import GradvarError
 from gradvar.finetuning.tasks import SCORE_RANGE, Task
 from gradvar.huggingface.reading import BROKEN, DECOMPRESS
 
-_MOST_BROKEN = 0.01  # of the rows; QQP's official file has some with too few columns
+_MOST_BAD = 0.01  # of the rows; QQP's official file has some with too few columns
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class Examples:
     texts: tuple[tuple[str, ...], ...]
     labels: tuple[float, ...]
     broken: int = 0
+
+    @property
+    def empty(self) -> int:
+        """How many have an empty text; they stay, as each held-out example is to be scored."""
+        return sum(not all(map(str.strip, texts)) for texts in self.texts)
 
 
 @dataclass(frozen=True)
@@ -71,12 +76,16 @@ def read_task(task: Task, data: str) -> TaskData:
     for examples in (train, *dev):
         if len(examples.labels) < 2:
             raise GradvarError(f"{examples.source} holds {len(examples.labels)} examples; give 2 at least")
-        if examples.broken > _MOST_BROKEN * len(examples.labels):
+        for count, what in (
+            (examples.broken, "have too few columns; is it tab-separated?"),
+            (examples.empty, "have an empty text; remove them"),
+        ):
+            if count > _MOST_BAD * len(examples.labels):
+                raise GradvarError(f"{examples.source}: {count:,} of its rows {what}")
+        if len(set(examples.labels)) < 2:
             raise GradvarError(
-                f"{examples.source}: {examples.broken:,} of its rows have too few columns; is it tab-separated?"
+                f"{examples.source}: all labels are alike, so there is nothing to learn or to judge; give another file"
             )
-    if len(set(train.labels)) < 2:
-        raise GradvarError(f"{train.source}: all labels are alike; there is nothing to learn")
     digest = hashlib.sha256()
     for examples in (train, *dev):
         for texts, label in zip(examples.texts, examples.labels, strict=True):

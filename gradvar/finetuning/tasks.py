@@ -36,6 +36,16 @@ class Task:
     hub_texts: tuple[str, ...] = ()
     hub_dev: tuple[str, ...] = ("validation",)
 
+    def scores(self, part: str) -> tuple[str, ...]:
+        """Names of the metrics of a held-out part, which tell the part where there are several."""
+        suffix = "" if len(self.dev) == 1 else f"_{part.removeprefix('dev_')}"
+        return tuple(f"{name}{suffix}" for name in self.metrics)
+
+    @property
+    def all_scores(self) -> set[str]:
+        """Those of all its parts."""
+        return {name for part in self.dev for name in self.scores(part)}
+
 
 SCORE_RANGE = (0.0, 5.0)
 """Of the labels of a task without label names (STS-B)."""

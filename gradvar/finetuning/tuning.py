@@ -33,6 +33,7 @@ class FinetuneSettings:
         weight_decay: Of matrices.
         max_length: Tokens of an example, both texts and special tokens together; longer texts are cut. None: 128, or
             what the model takes.
+        bf16: Compute in bfloat16 where autocast holds it safe; needs a GPU.
 
     Raises:
         GradvarError: If a number is impossible.
@@ -43,6 +44,7 @@ class FinetuneSettings:
     learning_rate: float = 5e-5
     weight_decay: float = 0.01
     max_length: int | None = None
+    bf16: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 0), ("batch", 0), ("learning_rate", 0), ("max_length", 7)):
@@ -129,7 +131,7 @@ def tune(
         What it scores on the held-out examples after the last step.
 
     Raises:
-        GradvarError: If the loss is not finite.
+        GradvarError: If the loss is not finite, which ends training there.
     """
     start, task = time.perf_counter(), prepared.data.task
     model = load_classifier(folder, None if task.labels is None else len(task.labels), seed)
@@ -152,6 +154,7 @@ def tune(
             lr_scheduler_type="linear",
             warmup_steps=0.1,
             use_cpu=cpu or not torch.cuda.is_available(),
+            bf16=settings.bf16,
             save_strategy="no",
             logging_strategy="no",
             logging_nan_inf_filter=False,  # so that a loss that is not finite is seen
@@ -159,9 +162,8 @@ def tune(
             disable_tqdm=True,
             log_level="error",
         )
-        if args.device.type == "cuda":
-            args._n_gpu = 1  # DataParallel would make a batch of one a device
-        trainer = Trainer(
+        args._n_gpu = min(args.n_gpu, 1)  # DataParallel would make a batch of one a device
+        trainer = _Watched(
             model=model,
             args=args,
             train_dataset=taken_from(prepared.train),
@@ -170,9 +172,10 @@ def tune(
             callbacks=[_Told(progress)],
         )
         trainer.remove_callback(PrinterCallback)
-        loss = trainer.train().training_loss
-        if not np.isfinite(loss):
-            raise GradvarError(f"{task.name}, seed {seed}: the loss is not finite; lower --learning-rate")
+        try:
+            loss = trainer.train().training_loss
+        except FloatingPointError:
+            raise GradvarError(f"{task.name}, seed {seed}: the loss is not finite; lower --learning-rate") from None
         metrics: dict[str, float] = {}
         errors = []
         for part, examples in prepared.dev.items():
@@ -181,8 +184,8 @@ def tune(
             if not np.isfinite(logits).all():
                 raise GradvarError(f"{task.name}, seed {seed}: predictions are not finite; lower --learning-rate")
             predictions = _predictions(logits, task.labels is None)
-            suffix = "" if len(prepared.dev) == 1 else f"_{part.removeprefix('dev_')}"
-            metrics |= {f"{name}{suffix}": x for name, x in score_of(task.metrics, labels, predictions).items()}
+            scores = score_of(task.metrics, labels, predictions)
+            metrics |= dict(zip(task.scores(part), scores.values(), strict=True))
             errors.append(sampling_error(task.metrics, labels, predictions, seed))
     error = float(np.sqrt(np.sum(np.square(errors))) / len(errors))
     return SeedResult(seed, metrics, error, float(loss), trainer.state.global_step, time.perf_counter() - start)
@@ -195,6 +198,17 @@ def _logits(predictions: Any) -> Any:
 
 def _predictions(logits: np.ndarray, regression: bool) -> np.ndarray:
     return logits.reshape(-1).astype(np.float64) if regression else logits.argmax(axis=-1)
+
+
+class _Watched(Trainer):
+    """Ends at the first loss that is not finite."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Do one."""
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise FloatingPointError
+        return loss
 
 
 class _Told(TrainerCallback):

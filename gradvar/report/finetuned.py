@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import FiniteFloat, NonNegativeInt, TypeAdapter, ValidationError
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 FINETUNED_SCHEMA = "gradvar/finetuned/v1"
-_DATA = ("train", "dev", "cut", "broken", "sha256")
+_DATA = ("train", "dev", "cut", "broken", "empty", "sha256")
 _PARTS = "accuracy m/mm"  # of the two parts of MNLI
 _LABELS = {"f1": "F1", "matthews": "Matthews", "pearson": "Pearson", "spearman": "Spearman"}
 
@@ -37,12 +37,12 @@ class SeedResult:
         seconds: Of training and evaluation.
     """
 
-    seed: int
-    metrics: dict[str, float]
-    sampling_error: float
-    training_loss: float
+    seed: NonNegativeInt
+    metrics: dict[str, FiniteFloat]
+    sampling_error: FiniteFloat
+    training_loss: FiniteFloat
     steps: int
-    seconds: float
+    seconds: FiniteFloat
 
     @property
     def score(self) -> float:
@@ -62,15 +62,17 @@ class TaskResult:
         broken: Rows of its files that were left out, as they have too few columns.
         sha256: Of its examples.
         seeds: By seed.
+        empty: Its examples with an empty text.
     """
 
     task: str
     train: int
     dev: int
-    cut: float
+    cut: FiniteFloat
     broken: int
     sha256: str
     seeds: tuple[SeedResult, ...] = ()
+    empty: int = 0
 
     @cached_property
     def median(self) -> Median:
@@ -99,13 +101,23 @@ class Finetuned:
         tasks: Of those that have a seed.
         settings: How was fine-tuned, and what: everything that must be the same to go on.
         provenance: What ran.
-        missing: Seeds that were asked for and are not there, over all tasks.
+        asked: How many seeds of each task were asked for last, 0 to that less one.
     """
 
     tasks: tuple[TaskResult, ...]
     settings: dict[str, Any]
     provenance: dict[str, Any] = field(compare=False)
-    missing: int = 0
+    asked: dict[str, int] = field(default_factory=dict)
+
+    def todo(self, task: str) -> list[int]:
+        """Seeds of a task that were asked for and are not there."""
+        done = {seed.seed for found in self.tasks if found.task == task for seed in found.seeds}
+        return [seed for seed in range(self.asked.get(task, 0)) if seed not in done]
+
+    @property
+    def missing(self) -> int:
+        """Seeds that were asked for and are not there, over all tasks."""
+        return sum(len(self.todo(task)) for task in self.asked)
 
     @property
     def average(self) -> float:
@@ -128,6 +140,7 @@ class Finetuned:
             "schema": FINETUNED_SCHEMA,
             "average": self.average if self.tasks else None,
             "missing_seeds": self.missing,
+            "asked_seeds": self.asked,
             "tasks": tasks,
             "settings": self.settings,
             "provenance": self.provenance,
@@ -149,19 +162,19 @@ class Finetuned:
         try:
             if values["schema"] != FINETUNED_SCHEMA:
                 raise ValueError(f"its schema is not {FINETUNED_SCHEMA}")
-            found = {name: {key: task[key] for key in (*_DATA, "seeds")} for name, task in values["tasks"].items()}
-            tasks = tuple(
-                TypeAdapter(TaskResult).validate_python({"task": name} | task) for name, task in found.items()
-            )
-            settings, provenance = (dict(values[name]) for name in ("settings", "provenance"))
-            result = cls(tasks, settings, provenance, int(values["missing_seeds"]))
+            tasks = [task | {"task": name} for name, task in values["tasks"].items()]
+            given = {"asked": values.get("asked_seeds", {}), "tasks": tasks}
+            result = TypeAdapter(cls).validate_python(dict(values) | given)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
         except (LookupError, TypeError, AttributeError) as error:
             raise ValueError("it lacks what a result has") from error
-        if not all(task.seeds and len({frozenset(seed.metrics) for seed in task.seeds}) == 1 for task in tasks):
-            raise ValueError("its seeds are not of the same metrics")
+        for task in result.tasks:
+            if len({frozenset(seed.metrics) for seed in task.seeds}) != 1:
+                raise ValueError(f"the seeds of {task.task} are not of the same metrics")
+            if len({seed.seed for seed in task.seeds}) < len(task.seeds):
+                raise ValueError(f"a seed of {task.task} is there twice")
         return result
 
     def to_frame(self) -> DataFrame:
@@ -246,6 +259,14 @@ def notes_of(result: Finetuned) -> list[str]:
     notes += [
         f"{task.task}: {task.broken:,} rows with too few columns were left out" for task in result.tasks if task.broken
     ]
-    if result.missing:
-        notes.append(f"{result.missing} seeds are missing; the same command goes on with them")
+    notes += [
+        f"{task.task}: {task.empty:,} examples have an empty text, and were taken as they are"
+        for task in result.tasks
+        if task.empty
+    ]
+    notes += [
+        f"{task}: {len(missing)} of {asked} seeds are missing; --task {task} --seeds {asked} goes on with them"
+        for task, asked in result.asked.items()
+        if (missing := result.todo(task))
+    ]
     return notes

@@ -1,6 +1,6 @@
-"""The metrics are those of their formulas, over all labellings of a few examples."""
+"""The metrics are those of their formulas, over all tables of counts of a few examples."""
 
-from itertools import product
+from itertools import combinations_with_replacement, product
 
 import numpy as np
 import pytest
@@ -23,7 +23,8 @@ def by_counts(labels, predictions):
 
 
 def test_counts_by_enumeration():
-    for labels, predictions in product(product((0, 1), repeat=4), repeat=2):
+    for examples in combinations_with_replacement(product((0, 1), repeat=2), 4):
+        labels, predictions = zip(*examples, strict=True)
         expected = by_counts(labels, predictions)
         for name, value in expected.items():
             found = score_of((name,), np.array(labels), np.array(predictions))[name]
@@ -45,6 +46,16 @@ def test_the_sampling_error_of_an_accuracy():
     hits = np.arange(400) < 300
     error = sampling_error(("accuracy",), np.ones(400), hits.astype(int), seed=0)
     assert error == pytest.approx(100 * (0.75 * 0.25 / 400) ** 0.5, rel=0.2)
+
+
+def test_the_sampling_error_of_the_mean_of_two_metrics():
+    """Both are of the same examples, so their errors do not cancel; bound as above, against multinomial counts."""
+    shares = np.array([0.5, 0.2, 0.2, 0.1])  # true and false positives, false and true negatives
+    counts = np.random.default_rng(0).multinomial(200, shares, 20_000).T / 200
+    tp, fp, fn, tn = counts
+    expected = 100 * np.std((tp + tn + 2 * tp / (2 * tp + fp + fn)) / 2)
+    labels, predictions = (np.repeat(x, (100, 40, 40, 20)) for x in ([1, 0, 1, 0], [1, 1, 0, 0]))
+    assert sampling_error(("f1", "accuracy"), labels, predictions, seed=0) == pytest.approx(expected, rel=0.2)
 
 
 def test_percent():

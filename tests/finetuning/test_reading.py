@@ -83,6 +83,24 @@ def test_rows_with_too_few_columns_are_counted(tmp_path):
     assert (len(found.train.labels), found.train.broken) == (300, 1)
 
 
+def test_empty_texts_are_counted_and_kept(tmp_path):
+    """Each held-out example is to be scored, by the rules of GLUE."""
+    path = files.write(tmp_path, "rte", dev=300) / "RTE.dev.tsv"
+    path.write_text(path.read_text() + "7\t \tw1 w2\tentailment\n")
+    found = read_task(TASKS["rte"], str(tmp_path))
+    assert (found.train.empty, found.dev["dev"].empty, len(found.dev["dev"].labels)) == (0, 1, 301)
+
+
+@pytest.mark.parametrize("name", ["cola", "stsb"])
+def test_held_out_labels_that_are_alike(tmp_path, name):
+    """Matthews' and the other correlations say nothing of them."""
+    path = files.write(tmp_path, name, dev=12) / f"{TASKS[name].files}.dev.tsv"
+    first, *rows = path.read_text().splitlines(keepends=True)
+    path.write_text(first + rows[0] * 2)
+    with pytest.raises(GradvarError, match=re.escape(f"{path}: all labels are alike, so there is nothing to learn")):
+        read_task(TASKS[name], str(tmp_path))
+
+
 def damaged(text, old, new):
     assert old in text
     return text.replace(old, new, 1)
@@ -100,6 +118,7 @@ BAD = {
     "empty": ("sst2", lambda t: "", "is empty"),
     "header alone": ("sst2", lambda t: SST2, "holds 0 examples; give 2 at least"),
     "one label": ("sst2", lambda t: t.replace("\t1\n", "\t0\n"), "all labels are alike"),
+    "no texts": ("rte", lambda t: re.sub(r"w\d+ ?", "", t), "64 of its rows have an empty text; remove them"),
     "binary": ("sst2", lambda t: t + "\udcff", "is not UTF-8"),
 }
 
