@@ -1,9 +1,10 @@
 """The small models, tokenizers and corpora that the tests share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM, BertTokenizerFast, PreTrainedConfig
@@ -24,6 +25,12 @@ def tokenizer(words: int = 55) -> BertTokenizerFast:
 ARCHITECTURES = ("bert", "modernbert", "roberta", "distilbert", "albert", "electra", "deberta-v2")
 # DeBERTa's relative positions have no dimension for the cells.
 ONE_PASS = tuple(kind for kind in ARCHITECTURES if kind != "deberta-v2")
+
+
+def mostly_full(values: Iterable[object], default: Callable[..., bool]) -> list[object]:
+    """Parameters of a test, of which `make test` runs only those that `default` chooses."""
+    every = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [pytest.param(*v, marks=() if default(*v) else pytest.mark.full) for v in every]
 
 
 # What the configurations call their dropout rates.

@@ -69,7 +69,7 @@ def decompose(run, place):
     return call
 
 
-@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+@pytest.mark.parametrize("kind", ["bert", pytest.param("modernbert", marks=pytest.mark.full)])
 def test_a_full_run_prints_a_table_and_writes_a_report(decompose, kind):
     code, out, err = decompose("--save-cells", checkpoint=f"{{place}}/{kind}", out="report")
     assert code == 0

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
+from gradvar import runner
 from gradvar.decomposition.accumulator import MomentAccumulator
 from gradvar.decomposition.components import Components
 from gradvar.decomposition.moments import total
@@ -162,8 +163,9 @@ def test_every_drawn_cell_is_an_enumerated_one(objective, exact):
         assert measured.losses.flat[cell] == pytest.approx(exact.loss[sentence][index], rel=1e-9)
 
 
-def test_studies_meet_the_exact_components(objective, exact):
+def test_studies_meet_the_exact_components(objective, exact, monkeypatch):
     """Within 4 standard errors over 80 studies: right estimators fail for one seed in 1,700 (4 values, t_79)."""
+    monkeypatch.setattr(runner, "_CELLS_CPU", 120)  # two chunks behind the first one's two sentences
     means, population = exact.means(), len(objective)
     mu = means.mean(axis=0)
     sigma2 = ((means - mu) ** 2).sum(axis=1).mean()

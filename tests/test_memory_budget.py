@@ -148,7 +148,7 @@ import gradvar.cli
 from gradvar.persample.memory import _high_water_mark, used_memory
 
 budget = used_memory(torch.device("cpu")) + int(sys.argv[1]) * 2**20
-sys.argv = ["gradvar", "decompose", "--sentences", "8", "--masks", "4", "--max-length", "512", "--memory", str(budget),
+sys.argv = ["gradvar", "decompose", "--sentences", "4", "--masks", "4", "--max-length", "512", "--memory", str(budget),
             "--out", sys.argv[2]]
 try:
     gradvar.cli.main()

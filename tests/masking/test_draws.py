@@ -239,7 +239,7 @@ def test_targets_are_k_distinct_ascending_maskable_positions(case):
             assert sentences.maskable[cell // cells, list(targets)].all()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 @given(cases(), st.integers(1, 3))
 def test_a_draw_is_a_function_of_its_key_alone(case, fewer):
     """Not of the other rows, their order, how many draws there are, or padding."""

@@ -91,6 +91,13 @@ FAULTS = [
 ]
 
 
+def chosen(fault, kind, tied, name):
+    """One architecture a fault at the least, and ModernBERT, whose parameters have names of their own."""
+    if fault is padding_row_ignored:
+        return kind != "roberta"
+    return kind in ("bert", "modernbert") or (fault is repeated_module_counted_once and tied)
+
+
 def study(kind, tied):
     """An objective whose sentences have several lengths and a padding token inside, and all its targets."""
     objective = cases.objective(kind, padded=True, inner_pads=True, tied=bool(tied))
@@ -102,7 +109,7 @@ def errors(objective, targets):
     return oracle.errors(OnePass(objective.model, targets), objective, batch, targets, COUNTS)
 
 
-@pytest.mark.parametrize(("fault", "kind", "tied", "name"), FAULTS)
+@pytest.mark.parametrize(("fault", "kind", "tied", "name"), cases.mostly_full(FAULTS, chosen))
 def test_a_broken_engine_is_noticed_by_every_comparison(fault, kind, tied, name, monkeypatch):
     objective, targets = study(kind, tied)
     assert max(errors(objective, targets).values()) <= oracle.EXACT

@@ -33,7 +33,7 @@ class Study:
     cells: dict
 
 
-@pytest.fixture(scope="module", params=["bert", "modernbert"])
+@pytest.fixture(scope="module", params=["bert", pytest.param("modernbert", marks=pytest.mark.full)])
 def study(request, tmp_path_factory):
     return make_study(tmp_path_factory.mktemp("study"), request.param)
 

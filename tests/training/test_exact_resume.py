@@ -62,7 +62,7 @@ def check(place, tmp_path, whole, combination, dies_at):
 # Killed in the last step; right behind a checkpoint; between two, with metrics half gathered; in the first of an epoch.
 DEFAULT = [
     (("uniform/simple", 0, 1, "steps", 1), 14),
-    (("mapnet/pps", 2, 1, "tokens", 2), 6),
+    pytest.param(("mapnet/pps", 2, 1, "tokens", 2), 6, marks=pytest.mark.full),
     ((runs.DRAWN, 0, 1, "tokens", 1), 9),
     ((runs.DRAWN, 2, 2, "steps", 2), 12),
 ]
