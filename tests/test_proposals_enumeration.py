@@ -360,8 +360,6 @@ def compared(tmp_path_factory):
         patch.setattr(arms, "_ROUNDS", 2)
         patch.setattr(runner, "_CELLS_CPU", SAMPLED * MASKS)
         patch.setattr(comparing, "gradient_norms", lambda *arguments: None)
-        patch.setattr(comparing, "score_tokens", lambda *arguments, **options: None)
-        patch.setattr(arms, "time_drawing", lambda *arguments: np.ones(arms._ROUNDS))
         studies = [comparing.compare(lm, texts, sentences=SAMPLED, masks=MASKS, seed=seed) for seed in range(STUDIES)]
     return {
         text: (known, [(study.variance["mask"].estimate, study[full]) for study in studies])
