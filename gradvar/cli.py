@@ -36,7 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
-        status = _fail("out of memory; lower --memory, --masks or --max-length (training.batch, data.max_length)", 2)
+        lower = "--memory, --masks, --batch or --max-length (training.batch, data.max_length)"
+        status = _fail(f"out of memory; lower {lower}", 2)
     sys.exit(status if isinstance(status, int) else 0)
 
 

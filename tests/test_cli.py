@@ -337,7 +337,7 @@ def test_out_of_memory_says_what_to_lower(decompose, monkeypatch, error):
     monkeypatch.setattr(onepass.OnePass, "accumulate", raiser(error))
     code, _, err = decompose(out="report")
     assert code == 2
-    assert err.endswith("out of memory; lower --memory, --masks or --max-length (training.batch, data.max_length)\n")
+    assert err.endswith("lower --memory, --masks, --batch or --max-length (training.batch, data.max_length)\n")
     assert os.listdir() == []
 
 
