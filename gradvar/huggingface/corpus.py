@@ -15,7 +15,6 @@ from gradvar.huggingface.reading import Rows, read_rows, stream_rows
 
 _AT_ONCE = 50_000  # characters given to the tokenizer at once, which takes some 170 bytes for each
 _LONGEST = 50_000  # characters of a paragraph that are tokenised together
-_PART = re.compile(rf"(?s).{{1,{_LONGEST}}}(?!\S)|.{{{_LONGEST}}}")  # up to white space, where there is some
 
 
 @dataclass(frozen=True, repr=False)
@@ -158,6 +157,14 @@ def tokenised(
         if len(body) >= least and not special.issuperset(body):
             tally.kept += len(body)
             yield np.array([*prefix, *body, *suffix], dtype=np.int32)
+
+
+def _part_of(longest: int) -> re.Pattern[str]:
+    """Match so many characters at the most: up to white space, where there is some in the second half of them."""
+    return re.compile(rf"(?s).{{{longest // 2},{longest}}}(?!\S)|.{{1,{longest}}}")
+
+
+_PART = _part_of(_LONGEST)
 
 
 def _parts(documents: Iterable[Iterable[str]]) -> Iterator[tuple[str | None, bool]]:

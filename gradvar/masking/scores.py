@@ -310,6 +310,15 @@ def positive(scores: Tensor, sentences: Sentences, name: str) -> Tensor:
 
 def is_measured(score: Score) -> bool:
     """Whether a score is measured by passes of the model's, whatever its power or its places."""
+    return isinstance(_base(score), AtTargets)
+
+
+def is_counted(score: Score) -> bool:
+    """Whether a score takes the counts of all tokens, whatever its power or its places."""
+    return isinstance(_base(score), Frequency)
+
+
+def _base(score: Score) -> Score:
     while isinstance(score, Power | Permuted):
         score = score.score
-    return isinstance(score, AtTargets)
+    return score

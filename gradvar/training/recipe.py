@@ -14,7 +14,8 @@ from gradvar.mapnet.config import COOLEST, Embeddings, default_config
 from gradvar.masking.corruption import Replacement
 from gradvar.masking.epochs import EpochStratified
 from gradvar.masking.proposal import LATER, Proposal, parse_proposal
-from gradvar.training.schedule import Schedule, Written, scheduled
+from gradvar.masking.scores import is_counted
+from gradvar.training.schedule import Schedule, Written, check_lengths, scheduled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -304,11 +305,7 @@ class Training(Section):
     def _one_budget(self) -> Training:
         if sum(x is not None for x in (self.steps, self.tokens, self.seconds)) != 1:
             raise ValueError("give one budget: 'steps', 'tokens' or 'seconds'")
-        if isinstance(self.max_length, Schedule):
-            if self.max_length.kind != "steps":
-                raise ValueError("max_length goes by steps, like {steps: {0: 16, 0.9: 128}}")
-            if self.seconds is not None:
-                raise ValueError("a schedule of max_length takes a budget in steps or tokens, not in seconds")
+        check_lengths(self.max_length, self.seconds)
         return self
 
 
@@ -404,9 +401,9 @@ class Recipe(Section):
             raise ValueError(
                 "a text that is streamed trains no vocabulary; give data.tokenizer.source, such as another run's folder"
             )
-        proposal, weighting = self.masking.proposal, self.masking.weighting
-        counted = "frequency" in proposal or proposal_of(self.masking).design.cells > 1
-        for what, wrong in ((f"weighting '{weighting}'", weighting == "token"), (f"proposal {proposal}", counted)):
+        text, weighting, proposal = self.masking.proposal, self.masking.weighting, proposal_of(self.masking)
+        counted = is_counted(proposal.score) or proposal.design.cells > 1
+        for what, wrong in ((f"weighting '{weighting}'", weighting == "token"), (f"proposal {text}", counted)):
             if wrong:
                 raise ValueError(
                     f"masking.{what} takes a pass over all text beforehand, so the text cannot be streamed; set "

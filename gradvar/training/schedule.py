@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from pydantic import PlainSerializer, TypeAdapter, ValidationError, WrapValidator
 
+from gradvar.errors import GradvarError
+
 Kind = Literal["linear", "steps"]
 
 
@@ -73,6 +75,23 @@ class Schedule:
         """Write it as a recipe does."""
         points = ", ".join(f"{share:g}: {value:g}" for share, value in zip(self.shares, self.values, strict=True))
         return f"{{{self.kind}: {{{points}}}}}"
+
+
+def check_lengths(lengths: float | Schedule | None, seconds: float | None) -> None:
+    """Refuse a schedule of lengths that a run cannot follow.
+
+    Args:
+        lengths: Tokens of a sequence.
+        seconds: Budget of the run, where it is one in seconds.
+
+    Raises:
+        GradvarError: If it changes at every step, or with time.
+    """
+    if isinstance(lengths, Schedule):
+        if lengths.kind != "steps":
+            raise GradvarError("max_length goes by steps, like {steps: {0: 16, 0.9: 128}}")
+        if seconds is not None and not lengths.constant:
+            raise GradvarError("a schedule of max_length takes a budget in steps or tokens, not in seconds")
 
 
 def scheduled(kind: Any) -> Any:

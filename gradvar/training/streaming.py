@@ -93,7 +93,7 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
     are shuffled in blocks, by (seed, epoch, block). Which ones a step sees is a function of (seed, step) and of the
     data, so a run goes on by reading again what it has seen. One block and one step are held in memory. Where
     sequences are shown in pieces it is the pieces of a block that are shuffled; where their length changes, what is
-    left of a block is left out.
+    left of a block is left out. A step sees as many more of them as fit the longest of the first 256 sequences.
 
     Args:
         dataset: Gives items with ``input_ids`` one after another, the same ones each time that it is gone through.
@@ -168,17 +168,21 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
                 rest.clear()
             size = share.batch * (max(1, self.longest // length) if length else 1)
             while len(rest) < size:
-                epoch, number, block = next(blocks)
-                units = [unit for row, ids in block for unit in self._units(epoch, row, ids, length)]
-                rest.extend(
-                    units[i] for i in np.random.default_rng([share.seed, epoch, number]).permutation(len(units))
-                )
-                fruitful = epoch if units else fruitful
+                epoch, some = self._shuffled(share.seed, length, *next(blocks))
+                fruitful = epoch if some else fruitful
                 if epoch > fruitful + 1:
                     raise GradvarError(f"{self._name} holds only special tokens, of which none can be masked")
+                rest.extend(some)
+                del some  # before the next block is read
             units = [rest.popleft() for _ in range(size)]
             tokens += sum(unit.tokens for unit in units)
             yield units
+
+    def _shuffled(
+        self, seed: int, length: int | None, epoch: int, number: int, block: list[tuple[int, np.ndarray]]
+    ) -> tuple[int, list[_Unit]]:
+        units = [unit for row, ids in block for unit in self._units(epoch, row, ids, length)]
+        return epoch, [units[i] for i in np.random.default_rng([seed, epoch, number]).permutation(len(units))]
 
     def _units(self, epoch: int, row: int, ids: np.ndarray, length: int | None) -> Iterator[_Unit]:
         """Cut a sequence into what is shown of it.
@@ -207,6 +211,7 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
                 if not block:
                     break
                 yield epoch, number, block
+                del block  # before the next one is read
 
     def _epoch(self) -> Iterator[tuple[int, np.ndarray]]:
         """Go through the data once, in their order.

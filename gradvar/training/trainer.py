@@ -21,6 +21,7 @@ from gradvar import checkpoints
 from gradvar.errors import GradvarError
 from gradvar.huggingface.vocabulary import Vocabulary
 from gradvar.mapnet.network import MapNet
+from gradvar.masking.scores import is_counted
 from gradvar.training.arguments import adapted
 from gradvar.training.callbacks import Steps
 from gradvar.training.clock import VIRTUAL, Clock, follow
@@ -30,9 +31,9 @@ from gradvar.training.held_out import HeldOut
 from gradvar.training.joint import JointModel
 from gradvar.training.learner import Tallies
 from gradvar.training.optimizers import check_given, forget, groups, is_known
-from gradvar.training.recipe import Evaluation, MapNetTraining, Masking, masks_of
+from gradvar.training.recipe import Evaluation, MapNetTraining, Masking, masks_of, proposal_of
 from gradvar.training.saving import WholeCheckpoints
-from gradvar.training.schedule import Schedule
+from gradvar.training.schedule import Schedule, check_lengths
 from gradvar.training.sequences import Limits, Sequences, is_numbered
 from gradvar.training.sharding import Shards, Wrapped, asked_for, check_shardable, full
 from gradvar.training.streaming import BLOCK
@@ -114,6 +115,7 @@ class MaskProposalTrainer(WholeCheckpoints):
         self._most_tokens = None if is_numbered(train_dataset) else tokens  # otherwise it is known how many steps
         args = adapted(args, model, seconds, self._most_tokens)
         masking = _masking(masking)
+        check_lengths(max_length, seconds)
         if isinstance(eval_dataset, dict):
             raise GradvarError("eval_dataset is a dict; give one data set, and call evaluate with the others")
         limits = Limits.of(model, processing_class)
@@ -158,7 +160,7 @@ class MaskProposalTrainer(WholeCheckpoints):
         network: MapNet | None,
     ) -> JointModel:
         """Make the joint model, with what it wants to know of all sequences."""
-        rare = "frequency" in masking.proposal
+        rare = is_counted(proposal_of(masking).score)
         return JointModel(
             model,
             tokenizer,

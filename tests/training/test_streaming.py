@@ -7,6 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from itertools import chain, islice
 from types import SimpleNamespace
 
@@ -162,10 +163,16 @@ def long(rows):
     return [{"input_ids": [cases.CLS, *range(5 + 12 * row, 17 + 12 * row), cases.SEP]} for row in range(rows)]
 
 
-def cut_stream(rows=9, block=4, batch=2, start=0, **share):
+def cut_stream(rows=9, block=4, batch=2, start=0, texts=None, **share):
     limits = Limits(5 + 12 * rows, 32, Frame((cases.CLS,), (cases.SEP,)), frozenset({cases.CLS, cases.SEP}))
     given = {"lengths": LENGTHS, "steps": 20} | share
-    return Stream(Again(long(rows)), "train_dataset", limits, block).planned(Share(batch, 0, **given), lambda: start)
+    made = Stream(Again(texts or long(rows)), "train_dataset", limits, block)
+    return made.planned(Share(batch, 0, **given), lambda: start)
+
+
+def short(rows):
+    """Those of `long` cut to 1 to 12 words."""
+    return [{"input_ids": [*item["input_ids"][: 2 + i % 12], cases.SEP]} for i, item in enumerate(long(rows))]
 
 
 @pytest.mark.parametrize("tokens", [None, 480])
@@ -186,32 +193,35 @@ def test_pieces_follow_the_schedule(tokens):
             assert ids[1:-1].tolist() == list(range(5 + 12 * row + start, 5 + 12 * row + start + len(ids) - 2))
 
 
-@pytest.mark.parametrize(("length", "pieces"), [(6, 3), (8, 2), (14, 1), (32, 1)])
-def test_each_epoch_holds_every_piece_once_block_by_block(length, pieces):
-    stream = cut_stream(rows=8, lengths=Schedule.of(length))
+@pytest.mark.parametrize("length", [3, 6, 8, 14, 32])
+@pytest.mark.parametrize("texts", [long(12), short(12)], ids=["long", "short"])
+def test_each_epoch_holds_every_piece_once_block_by_block(length, texts):
+    """A tail of less than half a piece is left out, unless it is all there is of a text."""
     shown = [
-        (int(epoch), int(number))
-        for step in islice(stream, 60)
-        for number, epoch in zip(step["row"], step["epoch"], strict=True)
+        (int(epoch), int(number), [token for token in ids.tolist() if token >= 5])
+        for step in islice(cut_stream(rows=12, texts=texts, lengths=Schedule.of(length)), 150)
+        for number, epoch, ids in zip(step["row"], step["epoch"], step["ids"], strict=True)
     ]
-    size = 4 * pieces  # of a block
+    room = length - 2
     for epoch in range(2):
-        for block in range(2):
-            first = (2 * epoch + block) * size
-            part = shown[first : first + size]
-            assert {e for e, _ in part} == {epoch}
-            starts = range(0, 12, max(length - 2, 1))
-            assert sorted(n for _, n in part) == sorted(
-                4 * block + row + PIECE * start for row in range(4) for start in starts
-            )
+        for block in range(3):
+            expected = []
+            for row in range(4 * block, 4 * block + 4):
+                words = texts[row]["input_ids"][1:-1]
+                least = min(len(words), max(1, -(-length // 2) - 2))
+                pieces = ((start, words[start : start + room]) for start in range(0, len(words), room))
+                expected += [(epoch, row + PIECE * start, some) for start, some in pieces if len(some) >= least]
+            part, shown = shown[: len(expected)], shown[len(expected) :]
+            assert sorted(part) == sorted(expected)
 
 
 @pytest.mark.parametrize(("accumulation", "world"), [(2, 1), (1, 2)])
 @pytest.mark.parametrize("start", [0, 7, 8, 15])
 @pytest.mark.parametrize("tokens", [None, 480])
 def test_ranks_share_out_pieces_from_any_step_on(accumulation, world, start, tokens):
-    alone = list(islice(cut_stream(tokens=tokens), 22))
-    given = {"accumulation": accumulation, "world": world, "tokens": tokens, "start": start}
+    given = {"tokens": tokens, "texts": short(9)}
+    alone = list(islice(cut_stream(**given), 22))
+    given |= {"accumulation": accumulation, "world": world, "start": start}
     ranks = [iter(cut_stream(rank=rank, **given)) for rank in range(world)]
     for step in range(start, 22):
         parts = [next(rank) for _ in range(accumulation) for rank in ranks]
@@ -227,6 +237,20 @@ def test_pieces_that_cannot_be():
     share = Share(1, 0, lengths=Schedule.of(4))
     with pytest.raises(GradvarError, match="train_dataset holds only special tokens, of which none can be masked"):
         next(iter(Stream(bare, "train_dataset", limits, 2).planned(share, int)))
+
+
+def test_one_block_is_in_memory():
+    """Of sequences of 512 tokens in 5 blocks of 400; a second one would make it 2 and more."""
+    block = 400 * 512 * 8
+    texts = Again([{"input_ids": np.full(512, 5)} for _ in range(2000)])
+    made = Stream(texts, "train_dataset", Limits(60, 512), 400).planned(Share(8, 0), int)
+    tracemalloc.start()
+    try:
+        assert sum(len(step["row"]) for step in islice(made, 250)) == 2000
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert block < most < 1.8 * block
 
 
 def test_a_loading_process_begins_where_the_run_is():
@@ -303,6 +327,8 @@ def test_a_hub_like_stream_is_trained_on(tmp_path):
         (Masking(weighting="token", mask_rate=0.3), {}, "masking.weighting 'token' and disjoint masks take data that"),
         (Masking(proposal="uniform/disjoint:2"), {}, "disjoint masks take data that are not streamed"),
         (Masking(proposal="frequency/pps"), {}, "the score 'frequency' takes data that are not streamed"),
+        (Masking(), {"max_length": Schedule("linear", (0.0, 1.0), (6, 12))}, "max_length goes by steps, like {steps"),
+        (Masking(), {"max_length": Schedule("steps", (0.0, 0.5), (6, 12)), "seconds": 9.0}, "not in seconds"),
         (Masking(), {"max_steps": -1, "num_train_epochs": 2}, "has no length; give max_steps, tokens or seconds"),
     ],
 )
@@ -387,7 +413,10 @@ def test_a_budget_in_tokens(place, tmp_path):
         (["data.train={place}/none.txt"], "no data at"),
         (["data.train={place}/short.txt"], "short.txt yields no sequence: no document reaches half of 12 tokens"),
         (["masking.proposal=uniform/disjoint:2"], "masking.proposal uniform/disjoint:2 takes a pass over all text"),
-        (["masking.proposal=frequency/pps"], "masking.proposal frequency/pps takes a pass over all text beforehand"),
+        (
+            ["masking.proposal=frequency^0.5/pps"],
+            "masking.proposal frequency^0.5/pps takes a pass over all text beforehand",
+        ),
         (["masking.proposal=uniform/simple", "masking.weighting=token"], "masking.weighting 'token' takes a pass over"),
     ],
 )
