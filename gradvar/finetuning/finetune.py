@@ -153,10 +153,14 @@ def _before(out: Path | None, known: dict[str, Any], read: Sequence[TaskData]) -
     if out is None or not (path := out / RESULTS).exists():
         return None
     try:
-        before = Finetuned.from_json(json.loads(path.read_text(encoding="utf-8")))
+        before = Finetuned.from_json(json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse))
         for task in before.tasks:
             if task.task not in TASKS or set(task.seeds[0].metrics) != TASKS[task.task].all_scores:
                 raise ValueError(f"'{task.task}' with {', '.join(task.seeds[0].metrics)} is no task of GLUE")
+        if foreign := sorted(before.asked.keys() - TASKS.keys()):
+            raise ValueError(f"'{foreign[0]}' is no task of GLUE")
+        if unsaid := [key for key in known if key not in before.settings]:
+            raise ValueError(f"it does not say what its {unsaid[0].replace('_', ' ')} was")
     except (OSError, ValueError) as error:
         raise GradvarError(f"{path} cannot be gone on with ({error}); remove it, or give another folder") from error
     for key, value in known.items():
@@ -170,6 +174,10 @@ def _before(out: Path | None, known: dict[str, Any], read: Sequence[TaskData]) -
         if (name := data.task.name) in found and found[name].sha256 != data.sha256:
             raise GradvarError(f"--out {out} holds results of other {name} examples; give another folder")
     return before
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it holds {constant}")
 
 
 def _check_folder(out: Path) -> None:

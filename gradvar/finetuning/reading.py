@@ -78,7 +78,7 @@ def read_task(task: Task, data: str) -> TaskData:
             raise GradvarError(f"{examples.source} holds {len(examples.labels)} examples; give 2 at least")
         for count, what in (
             (examples.broken, "have too few columns; is it tab-separated?"),
-            (examples.empty, "have an empty text; remove them"),
+            (examples.empty, "have an empty text; is it the right column?"),
         ):
             if count > _MOST_BAD * len(examples.labels):
                 raise GradvarError(f"{examples.source}: {count:,} of its rows {what}")

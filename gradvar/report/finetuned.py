@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from pydantic import FiniteFloat, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, TypeAdapter, ValidationError
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -38,11 +38,13 @@ class SeedResult:
     """
 
     seed: NonNegativeInt
-    metrics: dict[str, FiniteFloat]
+    metrics: dict[
+        str, Annotated[float, Field(ge=-100.01, le=100.01)]
+    ]  # a correlation of 1 may come out above it by rounding
     sampling_error: FiniteFloat
     training_loss: FiniteFloat
     steps: int
-    seconds: FiniteFloat
+    seconds: Annotated[NonNegativeFloat, Field(allow_inf_nan=False)]
 
     @property
     def score(self) -> float:
@@ -107,7 +109,7 @@ class Finetuned:
     tasks: tuple[TaskResult, ...]
     settings: dict[str, Any]
     provenance: dict[str, Any] = field(compare=False)
-    asked: dict[str, int] = field(default_factory=dict)
+    asked: dict[str, NonNegativeInt] = field(default_factory=dict)
 
     def todo(self, task: str) -> list[int]:
         """Seeds of a task that were asked for and are not there."""
@@ -163,7 +165,7 @@ class Finetuned:
             if values["schema"] != FINETUNED_SCHEMA:
                 raise ValueError(f"its schema is not {FINETUNED_SCHEMA}")
             tasks = [task | {"task": name} for name, task in values["tasks"].items()]
-            given = {"asked": values.get("asked_seeds", {}), "tasks": tasks}
+            given = {"asked": values["asked_seeds"], "tasks": tasks}
             result = TypeAdapter(cls).validate_python(dict(values) | given)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]

@@ -118,7 +118,11 @@ BAD = {
     "empty": ("sst2", lambda t: "", "is empty"),
     "header alone": ("sst2", lambda t: SST2, "holds 0 examples; give 2 at least"),
     "one label": ("sst2", lambda t: t.replace("\t1\n", "\t0\n"), "all labels are alike"),
-    "no texts": ("rte", lambda t: re.sub(r"w\d+ ?", "", t), "64 of its rows have an empty text; remove them"),
+    "no texts": (
+        "rte",
+        lambda t: re.sub(r"w\d+ ?", "", t),
+        "64 of its rows have an empty text; is it the right column?",
+    ),
     "binary": ("sst2", lambda t: t + "\udcff", "is not UTF-8"),
 }
 

@@ -86,6 +86,7 @@ def test_every_killed_run_goes_on_bit_for_bit(place, tmp_path, whole, combinatio
     check(place, tmp_path, whole, combination, dies_at)
 
 
+@pytest.mark.full  # forks that die at a given moment are tested above
 def test_a_command_that_is_killed_from_outside_goes_on(place, tmp_path):
     """At whatever moment of whatever step; twice, the second time when the calibrated MAPNet draws."""
     runs.write_recipe(place, masking={"proposal": "mapnet/pps"}, training={"steps": 70})
