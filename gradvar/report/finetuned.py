@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 FINETUNED_SCHEMA = "gradvar/finetuned/v1"
+_Percent = Annotated[float, Field(ge=-100.01, le=100.01)]  # rounding takes a correlation of 1 above it
 _DATA = ("train", "dev", "cut", "broken", "empty", "sha256")
 _PARTS = "accuracy m/mm"  # of the two parts of MNLI
 _LABELS = {"f1": "F1", "matthews": "Matthews", "pearson": "Pearson", "spearman": "Spearman"}
@@ -38,9 +39,7 @@ class SeedResult:
     """
 
     seed: NonNegativeInt
-    metrics: dict[
-        str, Annotated[float, Field(ge=-100.01, le=100.01)]
-    ]  # a correlation of 1 may come out above it by rounding
+    metrics: dict[str, _Percent]
     sampling_error: FiniteFloat
     training_loss: FiniteFloat
     steps: int
