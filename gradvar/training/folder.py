@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from gradvar import checkpoints
 from gradvar.errors import GradvarError
@@ -62,19 +63,35 @@ def held(out: Path) -> Iterator[None]:
         GradvarError: If another process does.
     """
     path = out / _LOCK
-    with written(out):
-        stream = path.open("w")
-    with stream:
-        try:
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not handed on to workers; gone with the process
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise GradvarError(f"{out} is in use by another process; wait for it, or end it") from error
-            # Some file systems have no locks.
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    while True:
+        with written(out):
+            stream = path.open("w")
+        with stream:
+            _lock(stream, out)
+            if not _is_at(path, stream):  # whoever held it let go, and took the file away, before it was locked here
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _lock(stream: IO[str], out: Path) -> None:
+    try:
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not handed on to workers; gone with the process
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise GradvarError(f"{out} is in use by another process; wait for it, or end it") from error
+        # Some file systems have no locks.
+
+
+def _is_at(path: Path, stream: IO[str]) -> bool:
+    """Whether an open file is the one that has this path now."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(stream.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

@@ -66,6 +66,18 @@ def test_phases_have_orders_of_their_own():
     assert [p.row for p in phases.at(0)] != [p.row for p in phases.at(1)]
 
 
+@pytest.mark.parametrize("lengths", [(4, 4), (7, 8)], ids=str)
+def test_phases_of_as_many_pieces_have_orders_of_their_own(lengths):
+    """Of 40 pieces or more: that two agree by chance has a probability of 1/40! at most."""
+    first, second = phases_of(sequences(), Schedule("steps", (0.0, 0.5), lengths), 4, 0, steps=40).parts
+    assert first.units.rows.tolist() == second.units.rows.tolist()
+    assert first.order.batch == second.order.batch
+    one, two = ([place.row for step in range(12) for place in x.order.at(step)] for x in (first, second))
+    pieces = len(first.units.rows)
+    assert sorted(one[:pieces]) == sorted(two[:pieces]) == list(range(pieces))
+    assert one != two
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     st.integers(1, 2000),
