@@ -20,6 +20,10 @@ BOARD = "tensorboard"
 _LOCK = ".lock"
 
 
+class _InUse(GradvarError):
+    """Another process holds the folder, and all that is in it is its own."""
+
+
 @contextmanager
 def made(out: Path, first: bool) -> Iterator[None]:
     """Make a new run's folder for what the block does; take back what it made where that fails before the first log.
@@ -37,6 +41,8 @@ def made(out: Path, first: bool) -> Iterator[None]:
             with written(out):
                 out.mkdir(parents=True, exist_ok=True)
         yield
+    except _InUse:
+        raise
     except BaseException:
         begun = os.path.isdir(out) and (checkpoints.whole(out) or any(x["step"] for x in read_metrics(out)))
         if first and not begun:
@@ -82,7 +88,7 @@ def _lock(stream: IO[str], out: Path) -> None:
         fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not handed on to workers; gone with the process
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise GradvarError(f"{out} is in use by another process; wait for it, or end it") from error
+            raise _InUse(f"{out} is in use by another process; wait for it, or end it") from error
         # Some file systems have no locks.
 
 
