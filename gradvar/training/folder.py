@@ -20,7 +20,7 @@ BOARD = "tensorboard"
 _LOCK = ".lock"
 
 
-class _InUse(GradvarError):
+class _InUseError(GradvarError):
     """Another process holds the folder, and all that is in it is its own."""
 
 
@@ -41,7 +41,7 @@ def made(out: Path, first: bool) -> Iterator[None]:
             with written(out):
                 out.mkdir(parents=True, exist_ok=True)
         yield
-    except _InUse:
+    except _InUseError:
         raise
     except BaseException:
         begun = os.path.isdir(out) and (checkpoints.whole(out) or any(x["step"] for x in read_metrics(out)))
@@ -67,7 +67,7 @@ def held(out: Path) -> Iterator[None]:
 
     Raises:
         GradvarError: If another process does.
-    """
+    """  # noqa: DOC502
     path = out / _LOCK
     while True:
         with written(out):
@@ -88,7 +88,7 @@ def _lock(stream: IO[str], out: Path) -> None:
         fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not handed on to workers; gone with the process
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise _InUse(f"{out} is in use by another process; wait for it, or end it") from error
+            raise _InUseError(f"{out} is in use by another process; wait for it, or end it") from error
         # Some file systems have no locks.
 
 

@@ -46,7 +46,8 @@ class Schedule:
             raise ValueError("a schedule takes a value for each share of the budget, like {0: 0.3, 1: 0.15}")
         if self.kind not in get_args(Kind):
             raise ValueError(f"there is no schedule '{self.kind}'; take linear, or steps")
-        if not all(isinstance(share, Real) and not isinstance(share, bool) for share in self.shares):
+        shares: tuple[Any, ...] = self.shares
+        if not all(isinstance(share, Real) and not isinstance(share, bool) for share in shares):
             raise ValueError(_NO_NUMBERS)
         if self.shares[0] != 0 or not all(a < b for a, b in zip(self.shares, self.shares[1:], strict=False)):
             raise ValueError("the shares of a schedule rise from 0, like {0: 0.3, 0.5: 0.15}")

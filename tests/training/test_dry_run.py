@@ -243,7 +243,10 @@ BAD = {
     "out": (["--out", "x"], "or --dry-run, which makes none"),
     "fsdp, target": ([*SHARDED], "fsdp: mapnet.target 'gradient' is measured by passes of its own"),
     "fsdp, score": ([*SHARDED, "masking.proposal=oracle/pps"], "fsdp: the score 'oracle' is measured by passes"),
-    "fsdp, compiled": ([*SHARDED, "masking.proposal=uniform/simple", "training.compile=true"], "fsdp: a compiled encoder"),
+    "fsdp, compiled": (
+        [*SHARDED, "masking.proposal=uniform/simple", "training.compile=true"],
+        "fsdp: a compiled encoder",
+    ),
     "length": (["model.architecture=reformer", "model.config={}"], "'reformer' cannot be planned (If training, make"),
     "width": (["model.config.num_attention_heads=3"], "model.config makes no 'bert'"),
 }

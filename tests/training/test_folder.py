@@ -1,4 +1,4 @@
-"""The folder of a run: one process holds it, whoever leaves it at whatever moment, and only what is its own is taken."""
+"""The folder of a run: one process holds it, whenever another leaves it, and takes back only what is its own."""
 
 import fcntl
 

@@ -129,7 +129,9 @@ def test_disjoint_masks_fit_in_by_the_largest_rate_of_a_schedule(tmp_path, kind,
         masking = runs.Masking(proposal="uniform/disjoint:2", mask_rate={kind: rates})
         return runs.trainer(tmp_path, masking, train=ALIKE)
 
-    with pytest.raises(GradvarError, match="2 disjoint masks do not fit into a sentence of 10 maskable positions with 6"):
+    with pytest.raises(
+        GradvarError, match="2 disjoint masks do not fit into a sentence of 10 maskable positions with 6"
+    ):
         made(RATES[shape])
     assert made({share: min(rate, 0.5) for share, rate in RATES[shape].items()}).joint.masks == 2
 

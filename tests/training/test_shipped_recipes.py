@@ -106,7 +106,10 @@ def test_recipes_that_name_each_other_agree():
         read_recipe(RECIPES[0].with_name(f"mapnet-{name}.yaml"))
         for name in ("bert-base", "modernbert-base", "bert-tiny", "bert-tiny-long")
     )
-    assert "in the batches and steps of mapnet-bert-base.yaml" in _header(RECIPES[0].with_name("mapnet-modernbert-base.yaml"))[0]
+    assert (
+        "in the batches and steps of mapnet-bert-base.yaml"
+        in _header(RECIPES[0].with_name("mapnet-modernbert-base.yaml"))[0]
+    )
     assert (bert.training.batch, bert.training.steps) == (modern.training.batch, modern.training.steps)
     assert f"began with {tiny.data.max_length} tokens" in _header(RECIPES[0].with_name("mapnet-bert-tiny-long.yaml"))[0]
     assert f"sequences of {long.data.max_length} tokens" in _header(RECIPES[0].with_name("mapnet-bert-tiny.yaml"))[1]
