@@ -24,6 +24,7 @@ from gradvar.training.cross_entropy import cross_entropy
 from gradvar.training.model import build_encoder
 from gradvar.training.recipe import Recipe, masks_of, proposal_of
 from gradvar.training.schedule import Schedule
+from gradvar.training.sharding import check_passes
 
 _DEVICES = {  # dense FLOP/s in bfloat16 and in float32, and GiB, by the vendor's data sheets
     "a10": (125e12, 31.2e12, 24),
@@ -144,7 +145,7 @@ def plan(recipe: Recipe, devices: Devices, utilisation: float) -> Plan:
         The plan.
 
     Raises:
-        GradvarError: If the recipe's model cannot be, or its batch cannot be shared out.
+        GradvarError: If the recipe's model cannot be, or not be sharded, or its batch cannot be shared out.
     """
     try:
         return _plan(recipe, devices, utilisation)
@@ -152,6 +153,13 @@ def plan(recipe: Recipe, devices: Devices, utilisation: float) -> Plan:
         raise GradvarError(
             f"model.architecture '{recipe.model.architecture}' cannot be planned without weights ({one_line(error)}); "
             "train it for a few --steps"
+        ) from error
+    except GradvarError:
+        raise
+    except Exception as error:  # from there, too: whatever complaints about lengths and sizes that do not fit
+        raise GradvarError(
+            f"model.architecture '{recipe.model.architecture}' cannot be planned ({one_line(error)}); correct "
+            "model.config, or data.max_length"
         ) from error
 
 
@@ -171,7 +179,10 @@ def _plan(recipe: Recipe, devices: Devices, utilisation: float) -> Plan:
             f"{micro} cells at once on a device are no multiple of the {masks} masks of a sentence; give another "
             "training.batch, training.accumulation or --devices"
         )
-    rates = Schedule.of(proposal_of(recipe.masking).mask_rate or recipe.masking.mask_rate)
+    proposal, with_mapnet = proposal_of(recipe.masking), recipe.masking.proposal.startswith("mapnet")
+    if spec.fsdp:
+        check_passes(proposal.score, recipe.mapnet.target if with_mapnet else None, spec.compile)
+    rates = Schedule.of(proposal.mask_rate or recipe.masking.mask_rate)
     model, longest = _on_meta(recipe), int(max(lengths.values))
     network = _mapnet_of(recipe, model, longest)
     ends = [*lengths.shares[1:], 1.0]

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from gradvar import checkpoints
 from gradvar.errors import GradvarError
@@ -17,6 +18,10 @@ from gradvar.metrics import METRICS, read_metrics
 RECIPE = "recipe.yaml"
 BOARD = "tensorboard"
 _LOCK = ".lock"
+
+
+class _InUseError(GradvarError):
+    """Another process holds the folder, and all that is in it is its own."""
 
 
 @contextmanager
@@ -36,6 +41,8 @@ def made(out: Path, first: bool) -> Iterator[None]:
             with written(out):
                 out.mkdir(parents=True, exist_ok=True)
         yield
+    except _InUseError:
+        raise
     except BaseException:
         begun = os.path.isdir(out) and (checkpoints.whole(out) or any(x["step"] for x in read_metrics(out)))
         if first and not begun:
@@ -60,21 +67,37 @@ def held(out: Path) -> Iterator[None]:
 
     Raises:
         GradvarError: If another process does.
-    """
+    """  # noqa: DOC502
     path = out / _LOCK
-    with written(out):
-        stream = path.open("w")
-    with stream:
-        try:
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not handed on to workers; gone with the process
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise GradvarError(f"{out} is in use by another process; wait for it, or end it") from error
-            # Some file systems have no locks.
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    while True:
+        with written(out):
+            stream = path.open("w")
+        with stream:
+            _lock(stream, out)
+            if not _is_at(path, stream):  # whoever held it let go, and took the file away, before it was locked here
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _lock(stream: IO[str], out: Path) -> None:
+    try:
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not handed on to workers; gone with the process
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise _InUseError(f"{out} is in use by another process; wait for it, or end it") from error
+        # Some file systems have no locks.
+
+
+def _is_at(path: Path, stream: IO[str]) -> bool:
+    """Whether an open file is the one that has this path now."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(stream.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

@@ -385,10 +385,11 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _short_enough(self) -> Recipe:
         if self.training.max_length is not None:
-            longest = max(Schedule.of(self.training.max_length).values)
+            given = self.training.max_length
+            longest = max(given.values) if isinstance(given, Schedule) else given
             if longest > self.data.max_length:
                 raise ValueError(
-                    f"training.max_length {longest:g} is more than the {self.data.max_length} tokens of the data's "
+                    f"training.max_length {longest} is more than the {self.data.max_length} tokens of the data's "
                     "sequences; raise data.max_length, or lower it"
                 )
         return self

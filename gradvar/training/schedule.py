@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -12,6 +14,7 @@ from pydantic import PlainSerializer, TypeAdapter, ValidationError, WrapValidato
 from gradvar.errors import GradvarError
 
 Kind = Literal["linear", "steps"]
+_NO_NUMBERS = "the shares of a schedule are numbers, like {0: 0.3, 0.5: 0.15}"
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Schedule:
         values: At the shares; after the last share it stays as it is.
 
     Raises:
-        ValueError: If the shares do not rise from 0, to 1 at most.
+        ValueError: If there is no such kind, the shares do not rise from 0, to 1 at most, or a value is not finite.
 
     Examples:
         >>> falling = Schedule("linear", (0, 1), (0.3, 0.15))
@@ -43,10 +46,18 @@ class Schedule:
     def __post_init__(self) -> None:
         if not self.shares or len(self.shares) != len(self.values):
             raise ValueError("a schedule takes a value for each share of the budget, like {0: 0.3, 1: 0.15}")
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"there is no schedule '{self.kind}'; take linear, or steps")
+        shares: tuple[Any, ...] = self.shares
+        if not all(isinstance(share, Real) and not isinstance(share, bool) for share in shares):
+            raise ValueError(_NO_NUMBERS)
         if self.shares[0] != 0 or not all(a < b for a, b in zip(self.shares, self.shares[1:], strict=False)):
             raise ValueError("the shares of a schedule rise from 0, like {0: 0.3, 0.5: 0.15}")
         if not self.shares[-1] <= 1:
             raise ValueError(f"{self.shares[-1]:g} is no share of the budget; give 0 to 1")
+        for value in self.values:
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"the values of a schedule are finite, not {value}")
 
     @classmethod
     def of(cls, value: float | Schedule) -> Schedule:
@@ -146,8 +157,8 @@ def parse_schedule(given: Mapping[Any, Any]) -> Schedule:
         if any(isinstance(share, bool) for share in given[kind]):
             raise TypeError
         points = sorted((float(share), value) for share, value in given[kind].items())
-    except (TypeError, ValueError):
-        raise ValueError("the shares of a schedule are numbers, like {0: 0.3, 0.5: 0.15}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(_NO_NUMBERS) from None
     return Schedule(kind, tuple(share for share, _ in points), tuple(value for _, value in points))
 
 

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gradvar.errors import GradvarError
-from gradvar.masking.scores import is_measured
+from gradvar.masking.scores import Score, is_measured
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -92,23 +92,37 @@ def check_shardable(joint: JointModel, args: TrainingArguments, optimizer: Any) 
     Raises:
         GradvarError: If it does.
     """
-    if is_measured(joint.proposal.score):
-        raise GradvarError(
-            f"fsdp: the score '{joint.proposal.score}' is measured by passes of its own at every step, for which the "
-            "model would have to be whole; take the score mapnet, or leave fsdp out"
-        )
-    if joint.mapnet is not None and joint.options.target == "gradient":
-        raise GradvarError(
-            "fsdp: mapnet.target 'gradient' is measured by passes of its own, for which the model would have to be "
-            "whole; take 'logit', or leave fsdp out"
-        )
-    if args.torch_compile:
-        raise GradvarError("fsdp: a compiled encoder was not tried with it; leave one of the two out")
+    check_passes(joint.proposal.score, None if joint.mapnet is None else joint.options.target, bool(args.torch_compile))
     if optimizer is not None:
         raise GradvarError("fsdp: an optimizer made before holds parameters that are whole; give optim=… in its place")
     name = str(getattr(args.optim, "value", args.optim))
     if name not in _OPTIMIZERS:
         raise GradvarError(f"fsdp: optim='{name}' is not supported; take {', '.join(_OPTIMIZERS)}")
+
+
+def check_passes(score: Score, target: str | None, compiled: bool) -> None:
+    """Refuse passes that a sharded model cannot make.
+
+    Args:
+        score: Of the proposal.
+        target: What the MAPNet learns; None without one.
+        compiled: Whether the encoder is compiled.
+
+    Raises:
+        GradvarError: If there are such.
+    """
+    if is_measured(score):
+        raise GradvarError(
+            f"fsdp: the score '{score}' is measured by passes of its own at every step, for which the "
+            "model would have to be whole; take the score mapnet, or leave fsdp out"
+        )
+    if target == "gradient":
+        raise GradvarError(
+            "fsdp: mapnet.target 'gradient' is measured by passes of its own, for which the model would have to be "
+            "whole; take 'logit', or leave fsdp out"
+        )
+    if compiled:
+        raise GradvarError("fsdp: a compiled encoder was not tried with it; leave one of the two out")
 
 
 class Shards:

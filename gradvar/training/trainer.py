@@ -49,9 +49,10 @@ class MaskProposalTrainer(WholeCheckpoints):
     Give it unmasked, tokenised sequences: it masks them itself, on the device, so it takes no collator. What
     `TrainingArguments` say of optimisation, logging, saving and evaluation holds, and what cannot hold is refused by
     name; ``per_device_train_batch_size`` counts cells (sentences times masks). Sequences of a step are a function of
-    (seed, step), masks of (seed, step, epoch, row), so that ranks, workers and accumulation change nothing, and a
-    resumed run goes on bit for bit. Checkpoints are written whole or not at all; their encoder loads with plain
-    ``AutoModelForMaskedLM.from_pretrained``, the MAPNet lies beside it.
+    (seed, step), masks of (seed, step, epoch, row), so that workers change nothing, and ranks and accumulation nothing
+    but rounding, where there is no dropout; on as many ranks as before a resumed run goes on bit for bit. Checkpoints
+    are written whole or not at all; their encoder loads with plain ``AutoModelForMaskedLM.from_pretrained``, the MAPNet
+    lies beside it.
 
     A step whose loss or gradient is not finite, on whatever rank, is skipped on all and counted; ten in a row end the
     run with :class:`~gradvar.GradvarError`.

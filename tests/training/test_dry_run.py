@@ -159,11 +159,11 @@ def test_short_phases_show_as_many_tokens_for_less_arithmetic():
 
 
 def test_what_is_held_by_whom():
-    one = planned("training.batch=8", devices="1xH100")
-    ddp = planned("training.batch=8", devices="4xH100")
-    full, grad = (
-        planned("training.batch=8", f"training.fsdp={how}", devices="4xH100") for how in ("full_shard", "shard_grad_op")
-    )
+    def held(devices, *how):
+        return planned("training.batch=8", *how, recipe="mapnet-modernbert-tiny.yaml", devices=devices)
+
+    one, ddp = held("1xH100"), held("4xH100")
+    full, grad = (held("4xH100", f"training.fsdp={how}") for how in ("full_shard", "shard_grad_op"))
     weights = 4 * (one.parameters + one.mapnet)
     names = ("weights", "gradients", "optimizer")
     assert [one.memory[name] for name in names] == [weights, weights, 2 * weights]
@@ -228,6 +228,7 @@ def test_the_mapnet_costs_arithmetic():
     assert 1.02 < with_it.flops / without.flops < 1.1  # a tenth of the encoder's, which is not all
 
 
+SHARDED = ("training.fsdp=full_shard", "--devices", "8xH100")
 BAD = {
     "masks": (
         ["masking.proposal=uniform/disjoint:2", "training.batch=8", "--devices", "8xH100"],
@@ -240,6 +241,13 @@ BAD = {
     "share": (["--utilisation", "0"], "--utilisation 0.0 is no share"),
     "batch": (["--devices", "3xH100"], "training.batch 256 cannot be shared among 3 devices"),
     "out": (["--out", "x"], "or --dry-run, which makes none"),
+    "fsdp, target": ([*SHARDED], "fsdp: mapnet.target 'gradient' is measured by passes of its own"),
+    "fsdp, score": ([*SHARDED, "masking.proposal=oracle/pps"], "fsdp: the score 'oracle' is measured by passes"),
+    "fsdp, compiled": (
+        [*SHARDED, "masking.proposal=uniform/simple", "training.compile=true"],
+        "fsdp: a compiled encoder",
+    ),
+    "length": (["model.architecture=reformer", "model.config={}"], "'reformer' cannot be planned (If training, make"),
     "width": (["model.config.num_attention_heads=3"], "model.config makes no 'bert'"),
 }
 

@@ -25,6 +25,7 @@ from tests import cases
 from tests.training import runs
 from tests.training.test_trainer_ranks import ADAM, DESCENT, cells, distance
 
+BATCH_NORM = ("running_mean", "running_var", "num_batches_tracked")
 LOGGED = {"logging_steps": 1}
 SHARDED = {"fsdp": True, **LOGGED}
 WATCHED = {"watch": {"every": 14, "sentences": 8, "masks": 4}, "masking": {"proposal": runs.DRAWN}}
@@ -394,6 +395,30 @@ def test_a_layer_that_shares_a_parameter_is_left_to_the_rest():
     first, second = encoder.bert.encoder.layer
     second.output.dense.weight = first.output.dense.weight
     assert sharding.layers(encoder) == []
+
+
+def test_a_copy_is_filled_with_parameters_and_buffers():
+    """As they are by now, persistent or not, in a storage of their own; who only helps gets no parameters."""
+    live = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 3))
+    live[2].weight.requires_grad_(False)
+    live.register_buffer("kept", torch.zeros(4))
+    live[0].register_buffer("passing", torch.zeros(2, 2), persistent=False)
+    filled, helping = sharding._hollow(live), sharding._hollow(live)
+    assert all(p.numel() == 0 for p in filled.parameters())
+    with torch.no_grad():
+        for number, tensor in enumerate((*live.parameters(), *live.buffers())):
+            tensor.fill_(number + 1)
+        live.requires_grad_(False)[0].weight.requires_grad_(True)
+    sharding._fill(filled, live, "cpu")
+    sharding._fill(helping, live, None)
+    for copy in (filled, helping):
+        assert dict(copy.named_buffers()).keys() == {"kept", "0.passing", *(f"1.{x}" for x in BATCH_NORM)}
+        assert runs.differences(dict(live.named_buffers()), dict(copy.named_buffers())) == []
+        assert all(a.data_ptr() != b.data_ptr() for a, b in zip(live.buffers(), copy.buffers(), strict=True))
+    assert "0.passing" not in filled.state_dict()
+    assert runs.differences(live.state_dict(), filled.state_dict()) == []
+    assert [p.requires_grad for p in filled.parameters()] == [p.requires_grad for p in live.parameters()]
+    assert all(p.numel() == 0 for p in helping.parameters())
 
 
 @pytest.mark.full

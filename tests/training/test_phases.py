@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gradvar.errors import GradvarError
 from gradvar.training.order import Order, RankBatches
 from gradvar.training.phases import phases_of
 from gradvar.training.schedule import Schedule
@@ -14,6 +15,7 @@ from gradvar.training.sequences import Limits, Sequences
 from tests import cases
 from tests.training import runs
 
+ALIKE = [{"input_ids": [cases.CLS, *range(5, 15), cases.SEP]} for _ in range(20)]
 LENGTHS = Schedule("steps", (0.0, 0.5, 0.8), (4, 7, 12))
 
 
@@ -66,6 +68,18 @@ def test_phases_have_orders_of_their_own():
     assert [p.row for p in phases.at(0)] != [p.row for p in phases.at(1)]
 
 
+@pytest.mark.parametrize("lengths", [(4, 4), (7, 8)], ids=str)
+def test_phases_of_as_many_pieces_have_orders_of_their_own(lengths):
+    """Of 40 pieces or more: that two agree by chance has a probability of 1/40! at most."""
+    first, second = phases_of(sequences(), Schedule("steps", (0.0, 0.5), lengths), 4, 0, steps=40).parts
+    assert first.units.rows.tolist() == second.units.rows.tolist()
+    assert first.order.batch == second.order.batch
+    one, two = ([place.row for step in range(12) for place in x.order.at(step)] for x in (first, second))
+    pieces = len(first.units.rows)
+    assert sorted(one[:pieces]) == sorted(two[:pieces]) == list(range(pieces))
+    assert one != two
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     st.integers(1, 2000),
@@ -103,14 +117,44 @@ def test_ranks_share_out_every_phase(accumulation, world):
         assert len(set(map(len, parts))) == 1
 
 
+RATES = {"rising": {0: 0.2, 1: 0.6}, "falling": {0: 0.6, 1: 0.2}, "between": {0: 0.2, 0.5: 0.6, 1: 0.2}}
+
+
+@pytest.mark.parametrize("shape", RATES)
+@pytest.mark.parametrize("kind", ["linear", "steps"])
+def test_disjoint_masks_fit_in_by_the_largest_rate_of_a_schedule(tmp_path, kind, shape):
+    """Of 10 maskable positions two masks of 2 or 5 targets, but not of 6: told before the run begins."""
+
+    def made(rates):
+        masking = runs.Masking(proposal="uniform/disjoint:2", mask_rate={kind: rates})
+        return runs.trainer(tmp_path, masking, train=ALIKE)
+
+    with pytest.raises(
+        GradvarError, match="2 disjoint masks do not fit into a sentence of 10 maskable positions with 6"
+    ):
+        made(RATES[shape])
+    assert made({share: min(rate, 0.5) for share, rate in RATES[shape].items()}).joint.masks == 2
+
+
+def test_disjoint_masks_fit_into_the_pieces_of_every_phase(tmp_path):
+    """Two masks of a target each fit into pieces of two words, but not of one."""
+
+    def made(length):
+        lengths = Schedule("steps", (0.0, 0.5), (12, length))
+        return runs.trainer(tmp_path, "uniform/disjoint:2", mask_rate=0.2, train=ALIKE, max_length=lengths)
+
+    with pytest.raises(GradvarError, match="2 disjoint masks do not fit into a sentence of 1 maskable positions"):
+        made(3)
+    assert made(4).course.order.phase(10)[0] == 1
+
+
 def test_maskable_positions_are_counted_phase_by_phase(tmp_path):
     """`weighting: token` divides by the mean number of targets of the pieces that are shown."""
-    train = [{"input_ids": [cases.CLS, *range(5, 15), cases.SEP]} for _ in range(20)]
     masking = {"proposal": "uniform/simple", "weighting": "token", "mask_rate": {"steps": {0: 0.5, 0.8: 0.2}}}
     made = runs.trainer(
         tmp_path,
         runs.Masking(**masking),
-        train=train,
+        train=ALIKE,
         max_length=Schedule("steps", (0.0, 0.5), (4, 12)),
         max_steps=10,
     )

@@ -9,7 +9,10 @@ from gradvar.errors import GradvarError
 from gradvar.training.reading import read_recipe, recipe_of, write_recipe
 from gradvar.training.recipe import Masking
 from gradvar.training.schedule import Schedule
+from tests.training import runs
 
+NAN = float("nan")
+LARGE = f"1{'0' * 400}"  # no float
 BASE = {"model": {"architecture": "bert"}, "training": {"steps": 10}}
 
 
@@ -78,16 +81,40 @@ BAD = {
         ("{linear: {}}", "takes a value for each share"),
         ("{linear: {0: 0.3, 0.5: 1.5}}", "mask_rate: input should be less than 1, not 1.5"),
         ("{linear: {0: true}}", "input should be a number"),
+        ("{linear: {0: null}}", "input should be a valid number"),
+        ("{linear: {0: [0.3]}}", "input should be a valid number"),
+        ("{linear: {0: 0}}", "input should be greater than 0, not 0"),
+        ("{linear: {0: 0.3, 1: 1}}", "input should be less than 1, not 1"),
+        ("{linear: {0: 0.3, 1: -0.2}}", "input should be greater than 0, not -0.2"),
+        ("{linear: {0: .inf}}", "the values of a schedule are finite, not inf"),
+        (f"{{linear: {{0: {LARGE}}}}}", "mask_rate: input should be a valid number"),
+        ("{steps: {true: 0.2, 0: 0.3}}", "the shares of a schedule are numbers"),
+        ("{steps: {false: 0.3}}", "the shares of a schedule are numbers"),
+        ("{steps: {null: 0.3}}", "the shares of a schedule are numbers"),
+        ("{steps: {.nan: 0.3}}", "the shares of a schedule rise from 0"),
+        ("{steps: {0: 0.3, .nan: 0.2}}", "the shares of a schedule rise from 0"),
+        ("{steps: {.nan: 0.2, 0: 0.3, 1: 0.1}}", "the shares of a schedule rise from 0"),
+        ("{steps: {-0.5: 0.2, 0: 0.3}}", "the shares of a schedule rise from 0"),
+        ("{steps: {0: 0.3, '0': 0.2}}", "the shares of a schedule rise from 0"),
+        ("{steps: {0: 0.3, .inf: 0.2}}", "inf is no share of the budget; give 0 to 1"),
+        (f"{{steps: {{0: 0.3, {LARGE}: 0.2}}}}", "the shares of a schedule are numbers"),
         ("{linear: {0.5: 0.3}}", "the shares of a schedule rise from 0"),
         ("{steps: {0: 0.3, 2: 0.2}}", "2 is no share of the budget; give 0 to 1"),
         ("{steps: {a: 0.3}}", "the shares of a schedule are numbers"),
         ("{steps: {0: 0.3, 1: .nan}}", "not nan"),
         ("0", "input should be greater than 0, not 0"),
         ("true", "input should be a number"),
+        (".nan", "input should be less than 1, not nan"),
+        ("-0.3", "input should be greater than 0, not -0.3"),
     ],
     "training.max_length": [
         ("{steps: {0: 2}}", "input should be greater than or equal to 3, not 2"),
         ("{steps: {0: 16.5}}", "input should be a valid integer"),
+        ("{steps: {0: -16}}", "input should be greater than or equal to 3, not -16"),
+        ("{steps: {0: true}}", "input should be a whole number, not True"),
+        ("{steps: {0: .nan}}", "the values of a schedule are finite, not nan"),
+        (f"{{steps: {{0: {LARGE}}}}}", "000 is more than the 128 tokens of the data's sequences"),
+        (LARGE, "000 is more than the 128 tokens of the data's sequences"),
         ("{linear: {0: 16, 1: 64}}", "max_length goes by steps"),
         ("256", "training.max_length 256 is more than the 128 tokens of the data's sequences"),
         ("{steps: {0: 16, 0.5: 256}}", "training.max_length 256 is more than"),
@@ -103,6 +130,38 @@ def test_bad_schedules(tmp_path, key, text, message):
         read_recipe(path, [f"{key}={text}"])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shares", "values", "message"),
+    [
+        ("cosine", (0, 1), (0.3, 0.2), "there is no schedule 'cosine'; take linear, or steps"),
+        ("steps", (), (), "takes a value for each share"),
+        ("steps", (0, 1), (0.3,), "takes a value for each share"),
+        ("steps", (0, True), (0.3, 0.2), "the shares of a schedule are numbers"),
+        ("steps", (False, 1), (0.3, 0.2), "the shares of a schedule are numbers"),
+        ("steps", (0, "1"), (0.3, 0.2), "the shares of a schedule are numbers"),
+        ("steps", (NAN,), (0.3,), "the shares of a schedule rise from 0"),
+        ("steps", (0, NAN), (0.3, 0.2), "the shares of a schedule rise from 0"),
+        ("steps", (0, NAN, 1), (0.3, 0.2, 0.1), "the shares of a schedule rise from 0"),
+        ("steps", (0, 0.5, 0.2), (0.3, 0.2, 0.1), "the shares of a schedule rise from 0"),
+        ("steps", (0, 0.5, 0.5), (0.3, 0.2, 0.1), "the shares of a schedule rise from 0"),
+        ("steps", (-0.5, 0), (0.3, 0.2), "the shares of a schedule rise from 0"),
+        ("steps", (0, 1.5), (0.3, 0.2), "1.5 is no share of the budget; give 0 to 1"),
+        ("linear", (0, 1), (0.3, NAN), "the values of a schedule are finite, not nan"),
+        ("linear", (0, 1), (-float("inf"), 0.3), "the values of a schedule are finite, not -inf"),
+    ],
+)
+def test_bad_schedules_from_python(kind, shares, values, message):
+    with pytest.raises(ValueError, match=message) as error:
+        Schedule(kind, shares, values)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("length", [0, -4, 2])
+def test_lengths_without_room_from_python(tmp_path, length):
+    with pytest.raises(GradvarError, match=f"max_length {length} leaves no room beside 2 special tokens"):
+        runs.trainer(tmp_path, max_length=Schedule("steps", (0, 0.5), (12, length)))
 
 
 @pytest.mark.parametrize(

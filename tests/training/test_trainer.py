@@ -348,6 +348,30 @@ def test_seconds_are_of_training_alone_and_of_all_sessions(tmp_path, clock, monk
     assert runs.differences(straight, runs.everything(tmp_path)) == []
 
 
+class Costly:
+    """A stream whose first items, as many as it says, take an hour of a clock each time that they are read."""
+
+    def __init__(self, clock, items):
+        self.clock, self.items = clock, items
+
+    def __iter__(self):
+        for number, row in enumerate(runs.data(200)):
+            self.clock.seconds += 3600 * (number < self.items)
+            yield row
+
+
+def test_seconds_of_a_session_begin_with_its_first_data(tmp_path, clock):
+    """Behind the first item of a new run, and behind what a run that goes on reads again: 40 items, and 8 of a step."""
+    runs.trainer(tmp_path, seconds=9, train=Costly(clock, 1), block=8).train()
+    assert checkpoints.last_whole(tmp_path).name == "checkpoint-9"
+    straight = runs.everything(tmp_path)
+    checkpoints.remove(tmp_path / "checkpoint-9")
+    made = runs.trainer(tmp_path, seconds=9, train=Costly(clock, 48), block=8)
+    made.train(resume_from_checkpoint=True)
+    assert (made.elapsed, made.state.global_step) == (9, 9)
+    assert runs.differences(straight, runs.everything(tmp_path)) == []
+
+
 # ---- a script of a user's own
 
 
