@@ -18,6 +18,7 @@ from gradvar.training.schedule import is_written, parse_schedule
 
 _NO_ARM = ("seed", "saving.", "watch.", "evaluation.every", "evaluation.batch", "training.workers")
 """Keys that change nothing of what is trained and of the loss that is measured."""
+_PROPOSAL = "masking.proposal"
 _SOURCE = "model.source"
 _ARCHITECTURE = "model.architecture"
 _MAPNET = "mapnet."
@@ -25,8 +26,8 @@ _TEXT = ("data.train", "data.valid", "data.valid_share", "data.tokenizer.source"
 DATA = "data_sha256"
 """What stands for the text in an arm's settings where runs name it alike though it is not the same."""
 MORE = ", …"
-"""Ends a name that has not all in which the arms differ."""
-_FIRST = (DATA, "masking.proposal", _ARCHITECTURE, "data.max_length", _SOURCE, "mapnet.target")
+"""Ends a name that has not all the keys in which the arms differ."""
+_FIRST = (DATA, _PROPOSAL, _ARCHITECTURE, "data.max_length", _SOURCE, "mapnet.target")
 """Keys that say most about an arm."""
 _ALL = 3  # keys up to which a name has all in which the arms differ
 
@@ -41,16 +42,23 @@ class Group:
         runs: By the number that pairs them with those of other groups: their seed, or that of the run they go on from
             where their own are alike; None where a script made the run, which is a group by itself.
         recipe: Of the first run.
+        abridged: Whether the name leaves out some of what may set them apart: a key, or the head of a path.
     """
 
     name: str
     settings: dict[str, Any]
     runs: dict[int | None, Found]
     recipe: Recipe | None
+    abridged: bool
 
     def differs(self, other: Group) -> list[str]:
-        """List the keys in which another group differs, where both have recipes."""
-        return [key for key, value in self.settings.items() if key in other.settings and other.settings[key] != value]
+        """List the keys in which another group differs, where both have recipes; hashes of texts if both have one."""
+        theirs = other.settings
+        return [
+            key
+            for key, value in self.settings.items()
+            if key in theirs and theirs[key] != value and (key != DATA or None not in (value, theirs[key]))
+        ]
 
 
 def group(found: Sequence[Found]) -> tuple[list[Group], list[str], list[str]]:
@@ -76,17 +84,23 @@ def group(found: Sequence[Found]) -> tuple[list[Group], list[str], list[str]]:
     for own, runs in zip(settings, seeded, strict=True):
         if _SOURCE in own:
             own[_SOURCE] = _origin_name(list(runs.values()))
-    differing = _differing([own for own in settings if own])
-    telling = _telling(settings, differing)
-    more = MORE if len(telling) < len(differing) else ""
-    names = _unique(
-        [_name(own, telling) + more if own else Path(next(iter(runs.values())).folder).name
-         for own, runs in zip(settings, seeded, strict=True)],
-        seeded,
-    )  # fmt: skip
+    named = [own for own in settings if own]
+    differing = _differing(named)
+    telling = _telling(named, differing)
+    names = [
+        _name(own, telling) if own else Path(next(iter(runs.values())).folder).name
+        for own, runs in zip(settings, seeded, strict=True)
+    ]
+    left_out = len(telling) < len(differing)
     groups = [
-        Group(name, {key: own.get(key) for key in differing} if own else {}, runs, next(iter(runs.values())).recipe)
-        for name, own, runs in zip(names, settings, seeded, strict=True)
+        Group(
+            name=unique + MORE if own and left_out else unique,
+            settings={key: own.get(key) for key in differing} if own else {},
+            runs=runs,
+            recipe=next(iter(runs.values())).recipe,
+            abridged=bool(own) and (left_out or unique != name),
+        )
+        for name, unique, own, runs in zip(names, _unique(names, seeded), settings, seeded, strict=True)
     ]
     return groups, differing, notices
 
@@ -224,34 +238,43 @@ def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _asked(own: Mapping[str, Any], key: str) -> bool:
-    """Whether an arm has such a key: those without a MAPNet have none of its keys."""
-    return key in own or not key.startswith(_MAPNET)
+    """Whether an arm has such a key: none has a hash if its text is named well, or `mapnet` if it has no MAPNet."""
+    return key in own or not key.startswith((_MAPNET, DATA))
 
 
 def _telling(settings: Sequence[Mapping[str, Any]], differing: Sequence[str]) -> list[str]:
-    """Choose the keys of the names: all in which the arms differ, or if they are many, as few as tell arms apart."""
+    """Choose the keys of the names: all in which the arms differ, or if they are many, as few as tell arms apart.
+
+    The proposal is always one where it differs. Arms are apart if it can be seen, so not by the head of a path.
+    """
     if len(differing) <= _ALL:
-        return [*differing] or ["masking.proposal"]
-    chosen: list[str] = []
+        return [*differing] or [_PROPOSAL]
+    chosen = [_PROPOSAL] if _PROPOSAL in differing else []
     while _classes(settings, chosen) < _classes(settings, differing):
         chosen.append(max(differing, key=lambda key: (_classes(settings, [*chosen, key]), -differing.index(key))))
     return sorted(chosen, key=differing.index)
 
 
 def _classes(settings: Sequence[Mapping[str, Any]], keys: Iterable[str]) -> int:
-    return len({json.dumps([own.get(key) for key in keys]) for own in settings})
+    """Count the arms that can be seen to differ if these keys are in their names."""
+    return len({frozenset(_parts(own, keys).items()) for own in settings})
 
 
 def _name(own: Mapping[str, Any], keys: Iterable[str]) -> str:
-    """Name an arm by some keys: a proposal alone, others by the last part of the key where there is only one such."""
+    """Name an arm by some keys, or by its proposal if it has none of them."""
+    return ", ".join(_parts(own, keys).values()) or str(own[_PROPOSAL])
+
+
+def _parts(own: Mapping[str, Any], keys: Iterable[str]) -> dict[str, str]:
+    """Write keys and values: a proposal alone, others by the last part of the key where there is only one such."""
     parts = {}
     for key in keys:
-        if key == "masking.proposal":
+        if key == _PROPOSAL:
             parts[key] = str(own[key])
         elif _asked(own, key):
             place = _SOURCE if key == _ARCHITECTURE and own.get(key) is None else key
             parts[place] = f"{_short(place)}={shown(own.get(place))}"
-    return ", ".join(parts.values()) or str(own["masking.proposal"])
+    return parts
 
 
 def _short(key: str) -> str:

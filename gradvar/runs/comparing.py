@@ -178,7 +178,8 @@ def _incomparable(baseline: Group, other: Group) -> str | None:
     if _text(other) is not None and _text(other) == _text(baseline):  # whatever the files are called
         same = {name for name in ours if not name.startswith("evaluation.")}
     apart = [name for name in ours if name not in same and ours[name] != theirs[name]]
-    if baseline.settings.get(DATA) != other.settings.get(DATA):
+    differing = baseline.differs(other)
+    if DATA in differing and not any(key.startswith("data.") for key in differing):
         return "its text is another one, though it has the same name: a file changed in between"
     said = [f"{name} {theirs[name]}, not {ours[name]}" if "." in name else f"{name} is another one" for name in apart]
     return "; ".join(said) or None
@@ -210,8 +211,8 @@ def _notes(groups: Sequence[Group], reasons: dict[str, str | None]) -> list[str]
         )
     compared = [each for each in groups if reasons[each.name] is None]
     for each in compared[1:]:
-        if each.name.endswith(MORE) and (keys := groups[0].differs(each)):
-            lines.append(f"{each.name} differs from {groups[0].name} in all of {', '.join(keys)}")
+        if each.abridged and (keys := groups[0].differs(each)):
+            lines.append(f"{each.name} differs from {groups[0].name} in {'all of ' * (len(keys) > 1)}{', '.join(keys)}")
     lines += _schedules(compared)
     made = {tuple(run.made[1:]) for each in compared for run in each.runs.values() if run.made[1:]}
     if len(made) > 1:

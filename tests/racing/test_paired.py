@@ -193,16 +193,26 @@ def test_unanimous_is_the_smallest_number_whose_chance_is_five_percent_at_most()
         assert (alike <= 0.05) == (n >= UNANIMOUS)
 
 
-def test_a_false_alarm_is_rare_where_times_are_censored():
-    """Two arms that are alike, cut off at one time: 2^-5 of six pairs at most, and 3 standard errors of 1,000 sets."""
-    rng = np.random.default_rng(0)
-    for n, limit in ((6, 130.0), (6, 100.0), (9, 110.0)):
-        times = 100 * np.exp(0.2 * rng.normal(size=(1000, n, 2)))
-        sets = [[[at(x) if x < limit else Time(limit, inf) for x in pair] for pair in each] for each in times]
-        bounded = [ratio for each in sets if (ratio := paired_ratio(map(tuple, each))).student is None]
-        chance = 2.0 ** (1 - n)
-        alarms = sum(ratio.clear != 0 for ratio in bounded)
-        assert alarms / 1000 <= chance + 3 * sqrt(chance / 1000)
+@pytest.mark.parametrize("n", [4, 6])
+@pytest.mark.parametrize("end", [None, 135.0])
+def test_a_false_alarm_is_rare_where_times_are_censored(n, end):
+    """Two arms that are alike, cut off at one time, or where the slowest run of the baseline ends, as by default.
+
+    All sets count, with bounds or without, as the data decide which it is: 5 % at most. 1,000 sets, a fixed seed; if
+    it were 5 % sharp, fewer than one seed in 1,000 would give more alarms than the 73 that are allowed.
+    """
+    assert stats.binom.sf(73, 1000, 0.05) < 0.001 < stats.binom.sf(72, 1000, 0.05)
+    times = 100 * np.exp(0.2 * np.random.default_rng(0).normal(size=(1000, n, 2)))
+    alarms = bounded = 0
+    for each in times:
+        limit = each[:, 1].max() if end is None else end
+        ratio = paired_ratio(
+            (at(a) if a <= limit else Time(limit, inf), at(b) if b <= limit else Time(limit, inf)) for a, b in each
+        )
+        alarms += ratio.clear != 0
+        bounded += ratio.student is None
+    assert 300 < bounded < 700
+    assert alarms <= 73
 
 
 def test_a_false_alarm_is_rare_whatever_the_number_of_pairs():

@@ -78,6 +78,20 @@ def test_where_much_differs_a_name_has_as_few_keys_as_tell_the_arms_apart(tmp_pa
     assert [each.settings["training.steps"] for each in groups] == [400, 500, 500]
 
 
+def test_keys_that_look_alike_do_not_tell_arms_apart(tmp_path):
+    """Of two files of one name the name says nothing, so another key is taken; the proposal is there all the same."""
+    for number, proposal in enumerate(("uniform/simple", "loss/pps", "loss/pps")):
+        training = {"steps": 400, "clip": 0.5 + number, "learning_rate": 0.1 + number}
+        masking = {"proposal": proposal}
+        write_run(tmp_path / str(number), data__train=f"/t{number}/train.txt", masking=masking, training=training)
+    groups, _, _ = group(read_folders(sorted(tmp_path.iterdir())))
+    assert [(each.name, each.abridged) for each in groups] == [
+        ("uniform/simple, clip=0.5, …", True),
+        ("loss/pps, clip=1.5, …", True),
+        ("loss/pps, clip=2.5, …", True),
+    ]
+
+
 # ---- runs that go on from others
 
 

@@ -169,6 +169,48 @@ def test_what_differs_beside_the_proposal_is_in_the_names_or_told(tmp_path):
     assert f"note: loss/pps, … differs from uniform/simple, … in all of {keys}" in said
 
 
+def test_names_that_paths_would_tell_apart_have_the_proposal_the_folder_and_a_note(tmp_path):
+    write_run(tmp_path / "a", data__train="/t0/train.txt")
+    for number in (1, 2):
+        write_run(
+            tmp_path / f"b{number}",
+            data__train=f"/t{number}/train.txt",
+            masking={"proposal": "loss/pps"},
+            training={"steps": 400, "learning_rate": 0.1, "weight_decay": 0.1, "warmup": 0.2},
+            data__tokenizer={"source": "/tok"},
+        )
+    write_run(tmp_path / "c", data__train="/t0/train.txt", data__tokenizer={"source": "/tok"})
+    folders = [tmp_path / name for name in ("c", "b1", "b2")]
+    names = ["uniform/simple, …", f"loss/pps ({tmp_path}/b1), …", f"loss/pps ({tmp_path}/b2), …"]
+    result, said = said_of(folders)
+    assert [arm.name for arm in result.arms] == names
+    keys = "data.train, training.learning_rate, training.warmup, training.weight_decay"
+    for name in names[1:]:
+        assert f"{name} differs from uniform/simple, … in all of masking.proposal, {keys}" in said
+    for name in names:
+        assert gradvar.compare_runs(folders, baseline=name).baseline.name == name
+        assert gradvar.compare_runs(folders, baseline=name.removesuffix(", …")).baseline.name == name
+    result, said = said_of(folders, baseline=names[1])
+    assert f"{names[2]} differs from {names[1]} in data.train" in said
+
+
+def test_where_a_path_alone_differs_a_note_says_so(tmp_path):
+    for number in (0, 1):
+        write_run(tmp_path / str(number), data__train=f"/t{number}/train.txt", data__tokenizer={"source": "/tok"})
+    result, said = said_of([tmp_path / "0", tmp_path / "1"])
+    names = [f"train=train.txt ({tmp_path}/{number})" for number in (0, 1)]
+    assert [arm.name for arm in result.arms] == names
+    assert f"{names[1]} differs from {names[0]} in data.train" in said
+    write_run(tmp_path / "2", masking={"proposal": "loss/pps"}, data__tokenizer={"source": "/tok"})
+    assert "differs from" not in said_of([tmp_path / "0", tmp_path / "2"])[1]
+
+
+def test_the_name_of_a_scripts_folder_is_never_abridged(tmp_path):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b, …", [5.0, 4.0], recipe=False)
+    assert "differs from" not in said_of([tmp_path / "a", tmp_path / "b, …"])[1]
+
+
 def test_steps_of_another_size_are_not_compared(tmp_path):
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", training__batch=64)
@@ -202,6 +244,27 @@ def test_texts_that_changed_under_their_name_are_told_and_not_compared(tmp_path)
     assert result.arms[1].name == "data_sha256=222222222222, loss/pps"
     assert result.ratios[0].ratios is None
     assert "(its text is another one, though it has the same name: a file changed in between)" in said
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_text_that_changed_under_its_name_is_no_reason_where_the_other_arm_has_another(tmp_path, twice):
+    """Hashes tell texts of one name apart; whether those of two names can be compared, the recipes say."""
+    same = {"data__tokenizer": {"source": "/tok"}}
+    other = {**same, "data__train": "/texts/b.txt", "masking": {"proposal": "loss/pps"}}
+    for seed in (0, 1):
+        hashed(write_run(tmp_path / f"u{seed}", seed=seed, **same), f"u{seed}" * 32)
+    for seed in (0, 1)[: 1 + twice]:
+        hashed(write_run(tmp_path / f"m{seed}", seed=seed, **other), f"m{seed}" * 32)
+    result, said = said_of([tmp_path / "u0", *sorted(tmp_path.glob("m?")), tmp_path / "u1"])
+    hashes = ["data_sha256=m0m0m0m0m0m0, ", "data_sha256=m1m1m1m1m1m1, "] if twice else [""]
+    assert [arm.name for arm in result.arms] == [
+        "data_sha256=u0u0u0u0u0u0, uniform/simple, train=train.txt",
+        *(f"{text}loss/pps, train=b.txt" for text in hashes),
+        "data_sha256=u1u1u1u1u1u1, uniform/simple, train=train.txt",
+    ]
+    assert [arm.incomparable is None for arm in result.arms] == [True] * (2 + twice) + [False]
+    assert result.ratios[0].ratios["steps"].pairs == 1
+    assert said.count("though it has the same name") == 1
 
 
 def test_a_single_evaluation_says_what_is_known(tmp_path):
