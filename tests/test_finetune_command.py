@@ -328,9 +328,9 @@ def rewritten(path, old, new):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (["--epochs", "0.2"], "results of another epochs (3.0, not 0.2)"),
-        (["--checkpoint", "{place}/distilbert"], "results of another checkpoint sha256"),
-        (["--checkpoint", "{other}"], "results of another tokenizer sha256"),
+        (["--epochs", "0.2"], "results that were made otherwise (epochs 3.0, not 0.2)"),
+        (["--checkpoint", "{place}/distilbert"], "made otherwise (checkpoint sha256 "),
+        (["--checkpoint", "{other}"], "made otherwise (tokenizer sha256 "),
         (["--data", "{other}"], "results of other rte examples"),
     ],
 )

@@ -48,6 +48,7 @@ def finetune(
     from gradvar.finetuning.finetune import finetune as run
     from gradvar.finetuning.tuning import FinetuneSettings
     from gradvar.report.finetuned import render_finetuned
+    from gradvar.training.callbacks import unwinding
 
     settings = FinetuneSettings(epochs, batch, learning_rate, weight_decay, max_length, bf16)
     where = gradvar.DEMO_CHECKPOINT if checkpoint is None else checkpoint
@@ -56,7 +57,7 @@ def finetune(
     def say(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
-    with Progress(console, "steps") as progress:
+    with unwinding(), Progress(console, "steps") as progress:
         result = run(where, task, data, seeds=seeds, settings=settings, out=out, cpu=cpu, progress=progress, say=say)
     common.print_result(result, render_finetuned, as_json)
     if out is not None and not as_json:

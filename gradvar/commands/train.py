@@ -64,7 +64,9 @@ def train(
         return
     if recipe is None:
         raise GradvarError("give a recipe, such as recipes/mapnet-bert-tiny.yaml, or --resume FOLDER")
-    if dry_run == (out is not None):
+    if dry_run and out is not None:
+        raise GradvarError("--dry-run makes no folder; leave --out out")
+    if not dry_run and out is None:
         raise GradvarError("give --out, the folder of the run; or --dry-run, which makes none")
     from gradvar.training.reading import read_recipe
 

@@ -166,8 +166,8 @@ def _before(out: Path | None, known: dict[str, Any], read: Sequence[TaskData]) -
     for key, value in known.items():
         if key != "checkpoint" and before.settings.get(key) != value:
             raise GradvarError(
-                f"--out {out} holds results of another {key.replace('_', ' ')} ({before.settings.get(key)}, not "
-                f"{value}); give another folder"
+                f"--out {out} holds results that were made otherwise ({key.replace('_', ' ')} "
+                f"{before.settings.get(key)}, not {value}); give another folder"
             )
     found = {task.task: task for task in before.tasks}
     for data in read:

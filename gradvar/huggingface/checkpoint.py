@@ -188,7 +188,9 @@ def locate(source: str | Path, option: str = "--checkpoint") -> Path:
         try:
             return Path(snapshot_download(str(source), allow_patterns=patterns))
         except Exception as error:  # the library raises dozens of types here, all meaning "not to be had"
-            raise GradvarError(f"{missing}, and the hub cannot be asked or does not have it") from error
+            raise GradvarError(
+                f"{missing}, and the hub cannot be asked or does not have it; give {option} a folder"
+            ) from error
 
 
 def check_config(folder: Path) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradvar.errors import GradvarError
+from gradvar.huggingface.checkpoint import quiet
 
 HUB_DOCUMENTS = 10_000
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -92,18 +93,16 @@ def stream_rows(source: str | Path) -> Iterator[tuple[Field, Iterable[Any]]]:
 
     Raises:
         GradvarError: If there is no such file, or when a part that cannot be read is reached.
-    """
+    """  # noqa: DOC502
     path = Path(source)
     if not _is_file(path):
         yield from _values(_hub_records(str(source), None))
         return
-    ending, kind = _format(path)
+    ending, kind = _streamed(path)
     if kind == ".txt":
         yield from (("text", document) for document in _documents(_lines(path, ending)))
     elif kind == ".jsonl":
         yield from _values(_json_records(_lines(path, ending), path))
-    elif ending:
-        raise GradvarError(f"{path}: a .parquet that is compressed as a whole cannot be streamed; unpack it")
     else:
         yield from _values(_parquet_records(path, path))
 
@@ -118,11 +117,12 @@ def fingerprint(source: str | Path) -> str:
         A hash; it is blind to changes between the ends of a file that leave its size as it is.
 
     Raises:
-        GradvarError: If a file is not there or cannot be read.
+        GradvarError: If a file is not there, or cannot be read or streamed.
     """
     if not _is_file(Path(source)):
         _check_hub_name(str(source))
         return hashlib.sha256(str(source).encode()).hexdigest()
+    _streamed(Path(source))
     digest = hashlib.sha256()
     try:
         with open(source, "rb") as stream:
@@ -150,6 +150,13 @@ def _format(path: Path) -> tuple[str, str]:
     kind = Path(name.removesuffix(ending)).suffix
     if kind not in _SUFFIXES:
         raise GradvarError(f"{path}: unknown format '{kind}'; use {', '.join(_SUFFIXES)}, or one of them as .xz or .gz")
+    return ending, kind
+
+
+def _streamed(path: Path) -> tuple[str, str]:
+    ending, kind = _format(path)
+    if ending and kind == ".parquet":
+        raise GradvarError(f"{path}: a .parquet that is compressed as a whole cannot be streamed; unpack it")
     return ending, kind
 
 
@@ -266,7 +273,8 @@ def _hub_records(name: str, most: int | None) -> Iterator[tuple[str, Any]]:
     import datasets
 
     try:
-        stream = datasets.load_dataset(name, split="train", streaming=True)
+        with quiet():
+            stream = datasets.load_dataset(name, split="train", streaming=True)
         for number, row in enumerate(islice(stream, most), 1):
             yield f"{name}, row {number}", row
     except GradvarError:

@@ -54,7 +54,7 @@ def compare_runs(
         said = f"no evaluation in {', '.join(run.folder for run in without)} yet; wait for one, or set evaluation.every"
         raise GradvarError("; ".join([said, *notices]))
     if without:
-        notices.append(f"without an evaluation yet, left out: {', '.join(run.folder for run in without)}")
+        notices.append(f"without an evaluation, left out: {', '.join(run.folder for run in without)}")
     groups, differing, left_out = group(with_loss)
     first = _baseline(groups, baseline)
     groups = [first, *(each for each in groups if each is not first)]

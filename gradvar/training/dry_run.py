@@ -24,7 +24,7 @@ from gradvar.training.cross_entropy import cross_entropy
 from gradvar.training.model import build_encoder
 from gradvar.training.recipe import Recipe, masks_of, proposal_of
 from gradvar.training.schedule import Schedule
-from gradvar.training.sharding import check_passes
+from gradvar.training.sharding import check_passes, check_several
 
 _DEVICES = {  # dense FLOP/s in bfloat16 and in float32, and GiB, by the vendor's data sheets
     "a10": (125e12, 31.2e12, 24),
@@ -99,8 +99,8 @@ class Plan:
         architecture: Class of the encoder.
         parameters: Of the encoder.
         mapnet: Parameters of the MAPNet; 0 without one.
-        cells: Of a step, where they are longest.
-        micro: Of them at once on one device.
+        cells: Of a step, for each of the lengths.
+        micro: Of them at once on one device, where they are longest.
         lengths: Tokens of a cell by the share of the budget.
         steps: How many; None where the budget is in seconds.
         tokens: Shown in all, at most: as if no cell were shorter.
@@ -114,7 +114,7 @@ class Plan:
     architecture: str
     parameters: int
     mapnet: int
-    cells: int
+    cells: tuple[int, ...]
     micro: int
     lengths: Schedule
     steps: int | None
@@ -181,6 +181,7 @@ def _plan(recipe: Recipe, devices: Devices, utilisation: float) -> Plan:
         )
     proposal, with_mapnet = proposal_of(recipe.masking), recipe.masking.proposal.startswith("mapnet")
     if spec.fsdp:
+        check_several(spec.fsdp, devices.count)
         check_passes(proposal.score, recipe.mapnet.target if with_mapnet else None, spec.compile)
     rates = Schedule.of(proposal.mask_rate or recipe.masking.mask_rate)
     model, longest = _on_meta(recipe), int(max(lengths.values))
@@ -206,7 +207,7 @@ def _plan(recipe: Recipe, devices: Devices, utilisation: float) -> Plan:
         type(model).__name__,
         parameters,
         mapnet,
-        spec.batch * times,
+        tuple(spec.batch * (recipe.data.max_length // int(length)) for length in lengths.values),
         micro * times,
         lengths,
         steps,
@@ -231,12 +232,17 @@ def lines_of(found: Plan, utilisation: float) -> list[str]:
     """
     devices = found.devices
     beside = f", MAPNet {found.mapnet:,}" if found.mapnet else ""
-    shown = found.lengths if not found.lengths.constant else f"{found.lengths.values[0]:g}"
+    first, *others = (f"{n:,} cells of {x:g}" for n, x in zip(found.cells, found.lengths.values, strict=True))
+    later = [
+        f", from {share:.3g} of the budget on {text}"
+        for share, text in zip(found.lengths.shares[1:], others, strict=True)
+    ]
+    longest = f" of {max(found.lengths.values):g}" if others else ""
     parts = ", ".join(f"{name} {_bytes(size)}" for name, size in found.memory.items())
     each = "" if devices.count == 1 else f" on each of {devices.count} devices"
     lines = [
         f"model: {found.architecture}, {found.parameters:,} parameters{beside}",
-        f"a step: {found.cells:,} cells of {shown} tokens; {found.micro:,} at once{each}",
+        f"a step: {first} tokens{''.join(later)}; {found.micro:,}{longest} at once{each}",
         f"memory of a device: {_bytes(sum(found.memory.values()))} ({parts}), buffers apart",
     ]
     if devices.memory is not None:

@@ -118,7 +118,7 @@ def test_runs_without_an_evaluation_are_left_out_or_an_error(tmp_path):
     write_run(tmp_path / "b", [], 1)
     (write_run(tmp_path / "c", [], 2) / "metrics.jsonl").unlink()
     result = gradvar.compare_runs(sorted(tmp_path.iterdir()))
-    assert f"without an evaluation yet, left out: {tmp_path}/b, {tmp_path}/c" in result.notices
+    assert f"without an evaluation, left out: {tmp_path}/b, {tmp_path}/c" in result.notices
     with pytest.raises(GradvarError, match=r"no evaluation in .*/b, .*/c yet; wait for one, or set evaluation.every"):
         gradvar.compare_runs([tmp_path / "b", tmp_path / "c"])
 

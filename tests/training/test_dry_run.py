@@ -213,7 +213,12 @@ def test_every_recipe_can_be_planned(path, capsys, tmp_path, monkeypatch):
 
 def test_cells_and_rates_are_those_that_are_shown():
     whole, short = (planned("data.max_length=128", "training.batch=32", f"training.max_length={n}") for n in (128, 16))
-    assert (whole.cells, short.cells, short.micro) == (32, 256, 256)
+    assert (whole.cells, short.cells, short.micro) == ((32,), (256,), 256)
+    both = planned("data.max_length=128", "training.batch=32", "training.max_length={steps: {0: 16, 0.9: 128}}")
+    assert (both.cells, both.micro) == ((256, 32), 32)
+    said = "a step: 256 cells of 16 tokens, from 0.9 of the budget on 32 cells of 128; 32 of 128 at once"
+    assert said in lines_of(both, 0.4)
+    assert "a step: 32 cells of 128 tokens; 32 at once" in lines_of(whole, 0.4)
     uniform = ("masking.proposal=uniform/simple", "masking.mask_rate=0.9")
     assert planned("masking.proposal=uniform/simple@0.9").flops == planned(*uniform).flops
     half = planned("masking.proposal=uniform/simple", "masking.mask_rate={linear: {0: 0.2, 1: 0.4}}")
@@ -240,7 +245,8 @@ BAD = {
     "flops": (["--devices", "2x-3"], "-3 FLOP/s is impossible"),
     "share": (["--utilisation", "0"], "--utilisation 0.0 is no share"),
     "batch": (["--devices", "3xH100"], "training.batch 256 cannot be shared among 3 devices"),
-    "out": (["--out", "x"], "or --dry-run, which makes none"),
+    "out": (["--out", "x"], "--dry-run makes no folder; leave --out out"),
+    "fsdp, alone": (["training.fsdp=full_shard"], "of which there is one; start it with torchrun"),
     "fsdp, target": ([*SHARDED], "fsdp: mapnet.target 'gradient' is measured by passes of its own"),
     "fsdp, score": ([*SHARDED, "masking.proposal=oracle/pps"], "fsdp: the score 'oracle' is measured by passes"),
     "fsdp, compiled": (
