@@ -204,6 +204,22 @@ def test_a_signal_before_the_first_step_leaves_nothing(run, place, monkeypatch):
     assert os.listdir() == []
 
 
+def test_a_run_that_came_first_is_left_alone(run, place, monkeypatch):
+    """Two commands with one folder: the other one was done while this one tokenised its text."""
+    prepare = run_module.prepare
+
+    def slowly(*arguments):
+        shutil.copytree(place / "done", "run")
+        return prepare(*arguments)
+
+    monkeypatch.setattr(run_module, "prepare", slowly)
+    code, _, err = run(*runs.words(place, Path("run"), "--seed", "5"))
+    assert code == 2
+    assert "--out run is there already; go on with gradvar train --resume run, or give another folder" in err
+    assert runs.differences(runs.everything(place / "done"), runs.everything(Path("run"))) == []
+    assert (place / "done" / "recipe.yaml").read_bytes() == Path("run/recipe.yaml").read_bytes()
+
+
 def test_sigterm_while_text_is_tokenised_leaves_nothing(place, tmp_path):
     def work():
         os.chdir(tmp_path)

@@ -24,6 +24,22 @@ class _InUseError(GradvarError):
     """Another process holds the folder, and all that is in it is its own."""
 
 
+def check_new(out: Path) -> None:
+    """Refuse a folder in which there is something.
+
+    Args:
+        out: The folder of a run that is to begin.
+
+    Raises:
+        GradvarError: If there is; a lock alone is nothing.
+    """
+    if not os.path.lexists(out) or (out.is_dir() and all(path.name == _LOCK for path in out.iterdir())):
+        return
+    whole = checkpoints.last_whole(out) if out.is_dir() else None
+    go_on = f"go on with gradvar train --resume {out}" if whole else "remove it"
+    raise GradvarError(f"--out {out} is there already; {go_on}, or give another folder")
+
+
 @contextmanager
 def made(out: Path, first: bool) -> Iterator[None]:
     """Make a new run's folder for what the block does; take back what it made where that fails before the first log.

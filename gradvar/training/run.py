@@ -33,7 +33,7 @@ from gradvar.training.callbacks import (
     unwinding,
 )
 from gradvar.training.data import Prepared, prepare
-from gradvar.training.folder import BOARD, RECIPE, held, made, written
+from gradvar.training.folder import BOARD, RECIPE, check_new, held, made, written
 from gradvar.training.model import build_encoder
 from gradvar.training.reading import changed, read_recipe, recipe_of, write_recipe
 from gradvar.training.recipe import Model, Recipe
@@ -91,14 +91,7 @@ def start(recipe: Recipe, out: Path, console: Console, cache: Path | None = None
     Raises:
         GradvarError: If it cannot be begun, or cannot go on; the message says why and what to do.
     """
-    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-        whole = checkpoints.last_whole(out) if out.is_dir() else None
-        remedy = (
-            f"go on with gradvar train --resume {out}, or give another folder"
-            if whole
-            else "remove it, or give another folder"
-        )
-        raise GradvarError(f"--out {out} is there already; {remedy}")
+    check_new(out)
     with unwinding() as settled:
         return _run(_from_anywhere(recipe), out, console, cache, cpu, None, settled)
 
@@ -174,6 +167,8 @@ def _run(
             f"watch.every takes {FEWEST} held-out sequences, of which there are {len(prepared.valid)}; give more text"
         )
     with made(out, first and last is None), held(out) if first else nullcontext():
+        if first and last is None:
+            check_new(out)  # another process may have been here while the text was tokenised
         trainer = _trainer(recipe, args, prepared, out, last, console)
         trainer.extra_state = {
             "recipe": recipe.model_dump(mode="json"),
