@@ -90,7 +90,7 @@ def start(recipe: Recipe, out: Path, console: Console, cache: Path | None = None
 
     Raises:
         GradvarError: If it cannot be begun, or cannot go on; the message says why and what to do.
-    """
+    """  # noqa: DOC502
     check_new(out)
     with unwinding() as settled:
         return _run(_from_anywhere(recipe), out, console, cache, cpu, None, settled)
