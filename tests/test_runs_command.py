@@ -100,6 +100,19 @@ def test_the_page_says_what_the_terminal_says(run, arms):
         assert ElementTree.parse(path).getroot().tag.endswith("svg")
 
 
+@pytest.mark.parametrize("left_out", [None, "exponent", "mapnet/ceiling_share"])
+def test_a_figure_has_a_panel_for_what_was_measured_and_no_other(arms, left_out):
+    for folder in arms:
+        lines = runs.read_metrics(folder)
+        kept = [
+            {key: x for key, x in line.items() if left_out is None or not key.startswith(left_out)} for line in lines
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    panels = gradvar.compare_runs(arms).plot("mapnet").axes
+    assert len(panels) == 4 - (left_out is not None)
+    assert all(axes.lines and axes.get_ylabel() for axes in panels)
+
+
 def test_runs_that_were_not_watched_have_one_figure(run, arms):
     plain = [folder for folder in arms if folder.name.startswith("uniform")]
     assert run(*arms, "--out", "page")[0] == 0

@@ -91,10 +91,10 @@ def mapnet_figure(result: RunComparison) -> Figure:
     shown = [panel for name, panel in panels.items() if _has(result.arms, name)]
     rows = -(-len(shown) // 2)
     figure = Figure(figsize=(10, 0.5 + 3.2 * rows), layout="constrained")
-    grid = figure.subplots(rows, min(2, len(shown)), squeeze=False).flat
+    grid = figure.subplots(rows, min(2, len(shown)), squeeze=False).ravel()
     for axes, panel in zip(grid, shown, strict=False):
         panel(axes, result)
-    for axes in list(grid)[len(shown) :]:
+    for axes in grid[len(shown) :]:
         axes.remove()
     _legend(figure, _with(result, *panels), 2)
     _title(figure, _mapnet_title(result))
