@@ -117,12 +117,11 @@ def fingerprint(source: str | Path) -> str:
         A hash; it is blind to changes between the ends of a file that leave its size as it is.
 
     Raises:
-        GradvarError: If a file is not there, or cannot be read or streamed.
+        GradvarError: If a file is not there or cannot be read.
     """
     if not _is_file(Path(source)):
         _check_hub_name(str(source))
         return hashlib.sha256(str(source).encode()).hexdigest()
-    _streamed(Path(source))
     digest = hashlib.sha256()
     try:
         with open(source, "rb") as stream:
@@ -151,6 +150,19 @@ def _format(path: Path) -> tuple[str, str]:
     if kind not in _SUFFIXES:
         raise GradvarError(f"{path}: unknown format '{kind}'; use {', '.join(_SUFFIXES)}, or one of them as .xz or .gz")
     return ending, kind
+
+
+def check_streamed(source: str | Path) -> None:
+    """Refuse a file that cannot be streamed, by its name.
+
+    Args:
+        source: See :func:`stream_rows`.
+
+    Raises:
+        GradvarError: If it cannot.
+    """  # noqa: DOC502
+    if _is_file(Path(source)):
+        _streamed(Path(source))
 
 
 def _streamed(path: Path) -> tuple[str, str]:

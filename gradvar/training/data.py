@@ -20,7 +20,7 @@ from gradvar import checkpoints
 from gradvar.errors import GradvarError
 from gradvar.huggingface.checkpoint import locate, tokenizer_of
 from gradvar.huggingface.corpus import Tally, ready, stream_sequences, tokenised
-from gradvar.huggingface.reading import Rows, fingerprint, read_rows
+from gradvar.huggingface.reading import Rows, check_streamed, fingerprint, read_rows
 from gradvar.masking.hashing import hash_key, unit_interval
 from gradvar.training.recipe import Data
 from gradvar.training.wordpiece import LONGEST, train_tokenizer
@@ -28,7 +28,7 @@ from gradvar.training.wordpiece import LONGEST, train_tokenizer
 if TYPE_CHECKING:
     import datasets
 
-_FORMAT = 3  # of the cache; another one is made anew
+_FORMAT = 4  # of the cache; another one is made anew
 _SPLIT = 40  # stream of hashes
 _ROWS = 1000  # sequences of an Arrow record batch
 _COUNTS = "counts.json"
@@ -124,6 +124,8 @@ def prepare(data: Data, cache: Path, checkpoint: str | None = None, last: Path |
         if source is None
         else tokenizer_of(last or locate(source, "data.tokenizer.source" if data.tokenizer.source else "model.source"))
     )
+    if data.streaming:
+        check_streamed(data.train)
     named = [name for name in (data.train, data.valid) if name is not None]
     digests = [(fingerprint if data.streaming else _digest)(name) for name in named]
     if data.valid is not None and digests[0] == digests[1]:
@@ -148,7 +150,7 @@ def prepare(data: Data, cache: Path, checkpoint: str | None = None, last: Path |
     if not data.streaming:
         return prepared
     train = StreamedText(data.train, prepared.tokenizer, data.max_length, data.pack)
-    sha256 = hashlib.sha256((digests[0] + prepared.sha256).encode()).hexdigest()
+    sha256 = hashlib.sha256(f"{_FORMAT} {digests[0]} {prepared.sha256}".encode()).hexdigest()
     return replace(prepared, train=train, sha256=sha256)
 
 

@@ -24,7 +24,7 @@ from gradvar.training.cross_entropy import cross_entropy
 from gradvar.training.model import build_encoder
 from gradvar.training.recipe import Recipe, masks_of, proposal_of
 from gradvar.training.schedule import Schedule
-from gradvar.training.sharding import check_passes, check_several
+from gradvar.training.sharding import check_passes
 
 _DEVICES = {  # dense FLOP/s in bfloat16 and in float32, and GiB, by the vendor's data sheets
     "a10": (125e12, 31.2e12, 24),
@@ -158,7 +158,7 @@ def plan(recipe: Recipe, devices: Devices, utilisation: float) -> Plan:
         raise
     except Exception as error:  # from there, too: whatever complaints about lengths and sizes that do not fit
         raise GradvarError(
-            f"model.architecture '{recipe.model.architecture}' cannot be planned ({one_line(error)}); correct "
+            f"{recipe.model.source or recipe.model.architecture} cannot be planned ({one_line(error)}); correct "
             "model.config, or data.max_length"
         ) from error
 
@@ -166,7 +166,7 @@ def plan(recipe: Recipe, devices: Devices, utilisation: float) -> Plan:
 def _plan(recipe: Recipe, devices: Devices, utilisation: float) -> Plan:
     if not 0 < utilisation <= 1:
         raise GradvarError(f"--utilisation {utilisation} is no share; give more than 0, up to 1")
-    spec, lengths = recipe.training, Schedule.of(recipe.training.max_length or recipe.data.max_length)
+    spec, lengths = recipe.training, _reached(Schedule.of(recipe.training.max_length or recipe.data.max_length))
     parts = devices.count * spec.accumulation
     if spec.batch % parts:
         raise GradvarError(
@@ -181,7 +181,11 @@ def _plan(recipe: Recipe, devices: Devices, utilisation: float) -> Plan:
         )
     proposal, with_mapnet = proposal_of(recipe.masking), recipe.masking.proposal.startswith("mapnet")
     if spec.fsdp:
-        check_several(spec.fsdp, devices.count)
+        if devices.count == 1:
+            raise GradvarError(
+                f"fsdp={spec.fsdp} shares the model among devices, of which there is one; give more, such as --devices "
+                "8xH100, or leave it out"
+            )
         check_passes(proposal.score, recipe.mapnet.target if with_mapnet else None, spec.compile)
     rates = Schedule.of(proposal.mask_rate or recipe.masking.mask_rate)
     model, longest = _on_meta(recipe), int(max(lengths.values))
@@ -218,6 +222,13 @@ def _plan(recipe: Recipe, devices: Devices, utilisation: float) -> Plan:
         tokens * per_token / speed / _SECONDS,
         _left_out(recipe),
     )
+
+
+def _reached(lengths: Schedule) -> Schedule:
+    """Leave out a length that begins at the end of the budget, and so has no steps."""
+    if lengths.shares[-1] < 1:
+        return lengths
+    return Schedule("steps", lengths.shares[:-1], lengths.values[:-1])
 
 
 def lines_of(found: Plan, utilisation: float) -> list[str]:

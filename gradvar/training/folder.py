@@ -20,8 +20,8 @@ BOARD = "tensorboard"
 _LOCK = ".lock"
 
 
-class _InUseError(GradvarError):
-    """Another process holds the folder, and all that is in it is its own."""
+class _NotOursError(GradvarError):
+    """What is in the folder is another process's, or a user's."""
 
 
 def check_new(out: Path) -> None:
@@ -32,12 +32,12 @@ def check_new(out: Path) -> None:
 
     Raises:
         GradvarError: If there is; a lock alone is nothing.
-    """
+    """  # noqa: DOC502
     if not os.path.lexists(out) or (out.is_dir() and all(path.name == _LOCK for path in out.iterdir())):
         return
     whole = checkpoints.last_whole(out) if out.is_dir() else None
     go_on = f"go on with gradvar train --resume {out}" if whole else "remove it"
-    raise GradvarError(f"--out {out} is there already; {go_on}, or give another folder")
+    raise _NotOursError(f"--out {out} is there already; {go_on}, or give another folder")
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def made(out: Path, first: bool) -> Iterator[None]:
             with written(out):
                 out.mkdir(parents=True, exist_ok=True)
         yield
-    except _InUseError:
+    except _NotOursError:
         raise
     except BaseException:
         begun = os.path.isdir(out) and (checkpoints.whole(out) or any(x["step"] for x in read_metrics(out)))
@@ -104,7 +104,7 @@ def _lock(stream: IO[str], out: Path) -> None:
         fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not handed on to workers; gone with the process
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise _InUseError(f"{out} is in use by another process; wait for it, or end it") from error
+            raise _NotOursError(f"{out} is in use by another process; wait for it, or end it") from error
         # Some file systems have no locks.
 
 

@@ -68,25 +68,12 @@ def asked_for(args: TrainingArguments) -> Sharding | None:
         raise GradvarError(
             f"fsdp={_KINDS[wanted]} is not supported on CPU, where it would save nothing; leave it out, or take GPUs"
         )
-    check_several(_KINDS[wanted], args.world_size)
-    return _KINDS[wanted]
-
-
-def check_several(kind: str, processes: int) -> None:
-    """Refuse to share a model out to one process.
-
-    Args:
-        kind: ``full_shard`` or ``shard_grad_op``.
-        processes: How many there are.
-
-    Raises:
-        GradvarError: If there is one.
-    """
-    if processes == 1:
+    if args.world_size == 1:
         raise GradvarError(
-            f"fsdp={kind} shares the model among processes, of which there is one; start it with "
+            f"fsdp={_KINDS[wanted]} shares the model among processes, of which there is one; start it with "
             "torchrun --nproc-per-node, or leave it out"
         )
+    return _KINDS[wanted]
 
 
 def _is_cpu(args: TrainingArguments) -> bool:

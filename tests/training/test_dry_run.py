@@ -219,6 +219,8 @@ def test_cells_and_rates_are_those_that_are_shown():
     said = "a step: 256 cells of 16 tokens, from 0.9 of the budget on 32 cells of 128; 32 of 128 at once"
     assert said in lines_of(both, 0.4)
     assert "a step: 32 cells of 128 tokens; 32 at once" in lines_of(whole, 0.4)
+    ended = planned("data.max_length=128", "training.batch=32", "training.max_length={steps: {0: 16, 1: 128}}")
+    assert (ended.cells, ended.micro, ended.flops) == (short.cells, short.micro, short.flops)
     uniform = ("masking.proposal=uniform/simple", "masking.mask_rate=0.9")
     assert planned("masking.proposal=uniform/simple@0.9").flops == planned(*uniform).flops
     half = planned("masking.proposal=uniform/simple", "masking.mask_rate={linear: {0: 0.2, 1: 0.4}}")
@@ -246,14 +248,14 @@ BAD = {
     "share": (["--utilisation", "0"], "--utilisation 0.0 is no share"),
     "batch": (["--devices", "3xH100"], "training.batch 256 cannot be shared among 3 devices"),
     "out": (["--out", "x"], "--dry-run makes no folder; leave --out out"),
-    "fsdp, alone": (["training.fsdp=full_shard"], "of which there is one; start it with torchrun"),
+    "fsdp, alone": (["training.fsdp=full_shard"], "of which there is one; give more, such as --devices 8xH100"),
     "fsdp, target": ([*SHARDED], "fsdp: mapnet.target 'gradient' is measured by passes of its own"),
     "fsdp, score": ([*SHARDED, "masking.proposal=oracle/pps"], "fsdp: the score 'oracle' is measured by passes"),
     "fsdp, compiled": (
         [*SHARDED, "masking.proposal=uniform/simple", "training.compile=true"],
         "fsdp: a compiled encoder",
     ),
-    "length": (["model.architecture=reformer", "model.config={}"], "'reformer' cannot be planned (If training, make"),
+    "length": (["model.architecture=reformer", "model.config={}"], "reformer cannot be planned (If training, make"),
     "width": (["model.config.num_attention_heads=3"], "model.config makes no 'bert'"),
 }
 

@@ -5,7 +5,7 @@ import fcntl
 import pytest
 
 from gradvar.errors import GradvarError
-from gradvar.training.folder import held, made
+from gradvar.training.folder import check_new, held, made
 from tests.training import runs
 
 
@@ -59,6 +59,21 @@ def test_a_folder_is_held_once_and_let_go(tmp_path):
         assert refused(tmp_path)
         assert (tmp_path / ".lock").exists()
     assert not refused(tmp_path)
+
+
+def test_what_came_in_the_meantime_is_left_alone(tmp_path):
+    """A recipe that somebody put there while this process prepared its data, before a step was logged."""
+    out = tmp_path / "run"
+
+    def begin():
+        with made(out, True):
+            (out / "recipe.yaml").touch()
+            with held(out):
+                check_new(out)
+
+    with pytest.raises(GradvarError, match="is there already; remove it, or give another folder"):
+        begin()
+    assert [path.name for path in out.iterdir()] == ["recipe.yaml"]
 
 
 def test_what_another_process_made_is_left_to_it(tmp_path):

@@ -411,6 +411,7 @@ def test_a_budget_in_tokens(place, tmp_path):
         (["data.tokenizer.source=null"], "a text that is streamed trains no vocabulary"),
         (["data.train={place}/valid.txt"], "are the same text; hold out another one"),
         (["data.train={place}/none.txt"], "no data at"),
+        (["data.train={place}/text.parquet.gz"], "compressed as a whole cannot be streamed; unpack it"),
         (["data.train={place}/short.txt"], "short.txt yields no sequence: no document reaches half of 12 tokens"),
         (["masking.proposal=uniform/disjoint:2"], "masking.proposal uniform/disjoint:2 takes a pass over all text"),
         (
@@ -422,10 +423,21 @@ def test_a_budget_in_tokens(place, tmp_path):
 )
 def test_bad_input_is_one_line_and_leaves_nothing(place, tmp_path, capsys, given, words):
     (place / "short.txt").write_text("w1\n")
+    (place / "text.parquet.gz").touch()
     assert runs.command(runs.words(place, tmp_path / "run", *(x.format(place=place) for x in given))) == 2
     said = capsys.readouterr().err
     assert words in said.splitlines()[-1]
     assert not (tmp_path / "run").exists()
+
+
+def test_the_held_out_text_of_a_stream_may_be_any_file(place, done, tmp_path):
+    """It is not streamed itself."""
+    text = (place / "valid.txt").read_text()
+    pandas.DataFrame({"text": text.split("\n\n")}).to_parquet(tmp_path / "valid.parquet")
+    packed = tmp_path / "valid.parquet.gz"
+    packed.write_bytes(gzip.compress((tmp_path / "valid.parquet").read_bytes()))
+    assert runs.command(runs.words(place, tmp_path / "run", f"data.valid={packed}")) == 0
+    assert runs.metrics(tmp_path / "run")[-1]["eval_loss"] == runs.metrics(done)[-1]["eval_loss"]
 
 
 def test_a_dry_run_refuses_what_the_run_would(place, capsys):
