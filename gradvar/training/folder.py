@@ -31,13 +31,29 @@ def check_new(out: Path) -> None:
         out: The folder of a run that is to begin.
 
     Raises:
-        GradvarError: If there is; a lock alone is nothing.
+        GradvarError: If there is.
     """  # noqa: DOC502
-    if not os.path.lexists(out) or (out.is_dir() and all(path.name == _LOCK for path in out.iterdir())):
-        return
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise _there(out)
+
+
+def check_not_begun(out: Path) -> None:
+    """Refuse a folder in which there is another run; what is no part of a run, such as a cache, may be there.
+
+    Args:
+        out: The folder of a run that is to begin, held.
+
+    Raises:
+        GradvarError: If there is.
+    """  # noqa: DOC502
+    if checkpoints.whole(out) or any(os.path.lexists(out / name) for name in (RECIPE, METRICS)):
+        raise _there(out)
+
+
+def _there(out: Path) -> GradvarError:
     whole = checkpoints.last_whole(out) if out.is_dir() else None
     go_on = f"go on with gradvar train --resume {out}" if whole else "remove it"
-    raise _NotOursError(f"--out {out} is there already; {go_on}, or give another folder")
+    return _NotOursError(f"--out {out} is there already; {go_on}, or give another folder")
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from gradvar.training.callbacks import (
     unwinding,
 )
 from gradvar.training.data import Prepared, prepare
-from gradvar.training.folder import BOARD, RECIPE, check_new, held, made, written
+from gradvar.training.folder import BOARD, RECIPE, check_new, check_not_begun, held, made, written
 from gradvar.training.model import build_encoder
 from gradvar.training.reading import changed, read_recipe, recipe_of, write_recipe
 from gradvar.training.recipe import Model, Recipe
@@ -168,7 +168,7 @@ def _run(
         )
     with made(out, first and last is None), held(out) if first else nullcontext():
         if first and last is None:
-            check_new(out)  # another process may have been here while the text was tokenised
+            check_not_begun(out)  # another process may have been here while the text was tokenised
         trainer = _trainer(recipe, args, prepared, out, last, console)
         trainer.extra_state = {
             "recipe": recipe.model_dump(mode="json"),

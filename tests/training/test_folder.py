@@ -5,7 +5,7 @@ import fcntl
 import pytest
 
 from gradvar.errors import GradvarError
-from gradvar.training.folder import check_new, held, made
+from gradvar.training.folder import check_not_begun, held, made
 from tests.training import runs
 
 
@@ -69,7 +69,7 @@ def test_what_came_in_the_meantime_is_left_alone(tmp_path):
         with made(out, True):
             (out / "recipe.yaml").touch()
             with held(out):
-                check_new(out)
+                check_not_begun(out)
 
     with pytest.raises(GradvarError, match="is there already; remove it, or give another folder"):
         begin()
