@@ -12,9 +12,11 @@ import torch
 from gradvar.huggingface.forward import logits_at
 from gradvar.masking.uniform import target_count
 from gradvar.training.cross_entropy import cross_entropy
-from gradvar.training.dry_run import VocabularyOf, parse_devices, plan
+from gradvar.training.devices import parse_devices
+from gradvar.training.dry_run import plan
 from gradvar.training.model import build_encoder
 from gradvar.training.reading import read_recipe
+from gradvar.training.weightless import VocabularyOf
 
 STEPS = 3
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pages import fill
 
-from gradvar.training.dry_run import lines_of, parse_devices, plan
+from gradvar.training.devices import parse_devices
+from gradvar.training.dry_run import lines_of, plan
 from gradvar.training.reading import read_recipe
 
 ROOT = Path(__file__).parents[1]

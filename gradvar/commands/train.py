@@ -72,7 +72,8 @@ def train(
 
     wanted = read_recipe(recipe, overrides or [], given)
     if out is None:
-        from gradvar.training.dry_run import lines_of, parse_devices, plan
+        from gradvar.training.devices import parse_devices
+        from gradvar.training.dry_run import lines_of, plan
 
         found = plan(wanted, parse_devices(devices, wanted.training.bf16), utilisation)
         typer.echo("\n".join(lines_of(found, utilisation)))

@@ -143,29 +143,9 @@ def tune(
         return [{name: x for name, x in example.items() if name in taken} for example in examples]
 
     with tempfile.TemporaryDirectory() as nowhere:
-        args = TrainingArguments(
-            output_dir=nowhere,
-            seed=seed,
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch,
-            per_device_eval_batch_size=max(settings.batch, 64),
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            lr_scheduler_type="linear",
-            warmup_steps=0.1,
-            use_cpu=cpu or not torch.cuda.is_available(),
-            bf16=settings.bf16,
-            save_strategy="no",
-            logging_strategy="no",
-            logging_nan_inf_filter=False,  # so that a loss that is not finite is seen
-            report_to="none",
-            disable_tqdm=True,
-            log_level="error",
-        )
-        args._n_gpu = min(args.n_gpu, 1)  # DataParallel would make a batch of one a device
         trainer = _Watched(
             model=model,
-            args=args,
+            args=_arguments(settings, seed, cpu, nowhere),
             train_dataset=taken_from(prepared.train),
             data_collator=DataCollatorWithPadding(tokenizer),
             processing_class=tokenizer,
@@ -189,6 +169,31 @@ def tune(
             errors.append(sampling_error(task.metrics, labels, predictions, seed))
     error = float(np.sqrt(np.sum(np.square(errors))) / len(errors))
     return SeedResult(seed, metrics, error, float(loss), trainer.state.global_step, time.perf_counter() - start)
+
+
+def _arguments(settings: FinetuneSettings, seed: int, cpu: bool, nowhere: str) -> TrainingArguments:
+    """Say how to train, with nothing saved and nothing printed."""
+    args = TrainingArguments(
+        output_dir=nowhere,
+        seed=seed,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch,
+        per_device_eval_batch_size=max(settings.batch, 64),
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        lr_scheduler_type="linear",
+        warmup_steps=0.1,
+        use_cpu=cpu or not torch.cuda.is_available(),
+        bf16=settings.bf16,
+        save_strategy="no",
+        logging_strategy="no",
+        logging_nan_inf_filter=False,  # so that a loss that is not finite is seen
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+    )
+    args._n_gpu = min(args.n_gpu, 1)  # DataParallel would make a batch of one a device
+    return args
 
 
 def _logits(predictions: Any) -> Any:

@@ -2,93 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gradvar.errors import GradvarError
-from gradvar.huggingface.checkpoint import locate, one_line, tokenizer_of
-from gradvar.huggingface.forward import embedding_shape, encoder_flops_per_token, logits_at
-from gradvar.mapnet.config import default_config, flops_per_token
+from gradvar.huggingface.checkpoint import one_line
+from gradvar.huggingface.forward import encoder_flops_per_token
+from gradvar.mapnet.config import flops_per_token
 from gradvar.mapnet.network import MapNet
-from gradvar.masking.proposal import nearest
 from gradvar.masking.scores import is_measured
 from gradvar.masking.uniform import target_count
-from gradvar.training.cross_entropy import cross_entropy
-from gradvar.training.model import build_encoder
+from gradvar.training.devices import Devices
 from gradvar.training.recipe import Recipe, masks_of, proposal_of
 from gradvar.training.schedule import Schedule
 from gradvar.training.sharding import check_passes
+from gradvar.training.weightless import fake, mapnet_of, on_meta, saved_bytes
 
-_DEVICES = {  # dense FLOP/s in bfloat16 and in float32, and GiB, by the vendor's data sheets
-    "a10": (125e12, 31.2e12, 24),
-    "a100": (312e12, 19.5e12, 80),
-    "h100": (989e12, 67e12, 80),
-    "h200": (989e12, 67e12, 141),
-    "l4": (121e12, 30.3e12, 24),
-    "l40s": (362e12, 91.6e12, 48),
-    "rtx3090": (71e12, 35.6e12, 24),
-    "rtx4090": (165e12, 82.6e12, 24),
-}
 _FLOAT = 4  # bytes
 _FRAME = 2  # special tokens of a sequence, which are no targets
 _ROOM = 1.5  # times what is counted, for buffers and fragments; benchmarks/dry_run.py measures it
-_SLOWEST = 1e8  # FLOP/s of any device
 _SECONDS = 86_400
-
-
-@dataclass(frozen=True)
-class Devices:
-    """Some devices of one kind.
-
-    Attributes:
-        count: How many.
-        name: What they are called.
-        flops: FLOP/s of each at best.
-        memory: Bytes of each; None where that is not known.
-    """
-
-    count: int
-    name: str
-    flops: float
-    memory: float | None
-
-
-def parse_devices(text: str, bf16: bool) -> Devices:
-    """Read what a run is to go on.
-
-    Args:
-        text: ``8xH100``, ``A100``, or FLOP/s of each in numbers: ``4x2.5e14``.
-        bf16: Whether the arithmetic is bfloat16.
-
-    Returns:
-        The devices.
-
-    Raises:
-        GradvarError: If there are no such devices.
-    """
-    count, times, name = text.strip().lower().partition("x")
-    if not times or not count.isdecimal():
-        count, name = "1", text.strip().lower()
-    if int(count) < 1:
-        raise GradvarError(f"--devices {text}: give one device at least")
-    try:
-        flops = float(name)
-    except ValueError:
-        if name not in _DEVICES:
-            hint = nearest(name, _DEVICES)
-            raise GradvarError(f"--devices {text}: no FLOP/s are on record for '{name}'{hint}, or 4x2.5e14") from None
-        half, full, memory = _DEVICES[name]
-        return Devices(int(count), name.upper(), half if bf16 else full, memory * 2.0**30)
-    if not _SLOWEST <= flops < math.inf:
-        raise GradvarError(f"--devices {text}: {flops:g} FLOP/s is impossible; write how many, x, and what: 8xH100")
-    return Devices(int(count), f"{flops:.3g} FLOP/s", flops, None)
 
 
 @dataclass(frozen=True)
@@ -188,8 +125,8 @@ def _plan(recipe: Recipe, devices: Devices, utilisation: float) -> Plan:
             )
         check_passes(proposal.score, recipe.mapnet.target if with_mapnet else None, spec.compile)
     rates = Schedule.of(proposal.mask_rate or recipe.masking.mask_rate)
-    model, longest = _on_meta(recipe), int(max(lengths.values))
-    network = _mapnet_of(recipe, model, longest)
+    model, longest = on_meta(recipe), int(max(lengths.values))
+    network = mapnet_of(recipe, model, longest)
     ends = [*lengths.shares[1:], 1.0]
     per_token = sum(
         (end - share) * _training_flops(model, network, int(length), rates)
@@ -205,7 +142,7 @@ def _plan(recipe: Recipe, devices: Devices, utilisation: float) -> Plan:
     mapnet = 0 if network is None else sum(p.numel() for p in network.parameters())
     times = recipe.data.max_length // longest  # pieces of a sequence, where it is longest
     targets = int(target_count(torch.tensor([longest - _FRAME]), max(rates.values)))
-    with _fake(model) as made:
+    with fake(model) as made:
         saved = saved_bytes(made, micro * times, longest, targets, spec.bf16)
     return Plan(
         type(model).__name__,
@@ -289,81 +226,6 @@ def _time(days: float) -> str:
     return f"{hours:.3g} hours" if days < 2 else f"{days:.3g} days"
 
 
-def saved_bytes(model: nn.Module, cells: int, length: int, targets: int, bf16: bool) -> float:
-    """Count what autograd keeps for the backward pass of one micro-batch, the model's own weights apart.
-
-    Args:
-        model: A Hugging Face masked LM in training mode; in :class:`torch._subclasses.FakeTensorMode` nothing is
-            computed.
-        cells: At once.
-        length: Tokens of each.
-        targets: Of each.
-        bf16: Mixed precision.
-
-    Returns:
-        Bytes, every storage once.
-    """
-    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
-    sizes: dict[int, int] = {}
-    held: list[Tensor] = []  # so that no storage takes the place of another
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            sizes[storage._cdata] = storage.nbytes()
-            held.append(tensor)
-        return tensor
-
-    device = next(model.parameters()).device
-    ids = torch.ones(cells, length, dtype=torch.int64, device=device)
-    positions = torch.zeros(cells, targets, dtype=torch.int64, device=device)
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast(device.type, torch.bfloat16, enabled=bf16),
-    ):
-        logits = logits_at(model, positions, True, input_ids=ids, attention_mask=torch.ones_like(ids))
-        nll, _ = cross_entropy(logits, positions)
-        nll.mean()
-    return float(sum(sizes.values()))
-
-
-class VocabularyOf:
-    """What a model is told of a vocabulary that is not trained yet."""
-
-    pad_token_id, cls_token_id, sep_token_id, bos_token_id, eos_token_id = 0, 2, 3, None, None
-    model_max_length = 2**31
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def __len__(self) -> int:
-        """Count its tokens."""
-        return self._count
-
-
-def _on_meta(recipe: Recipe) -> nn.Module:
-    """Make the encoder without weights."""
-    source = recipe.data.tokenizer.source or recipe.model.source
-    tokenizer: Any = VocabularyOf(recipe.data.tokenizer.vocabulary)
-    if source is not None:
-        tokenizer = tokenizer_of(
-            locate(source, "data.tokenizer.source" if recipe.data.tokenizer.source else "model.source")
-        )
-    with nullcontext() if recipe.model.source else torch.device("meta"):
-        model = build_encoder(recipe.model, tokenizer, recipe.data.max_length, recipe.seed)
-    made: Any = model.to("meta")
-    made.tie_weights()
-    return made
-
-
-def _mapnet_of(recipe: Recipe, model: nn.Module, length: int) -> MapNet | None:
-    if not recipe.masking.proposal.startswith("mapnet"):
-        return None
-    flops = encoder_flops_per_token(model, length)
-    with torch.device("meta"):
-        return MapNet(default_config(*embedding_shape(model), flops, length, **recipe.mapnet.shape))
-
-
 def _training_flops(model: nn.Module, network: MapNet | None, length: int, rates: Schedule) -> float:
     """FLOPs of training for each token that is shown: forward, and twice as much backward."""
     rate = sum(rates.at((i + 0.5) / 100) for i in range(100)) / 100
@@ -384,22 +246,6 @@ def _states(parameters: int, fsdp: str | None, devices: int) -> dict[str, float]
         return {"weights": whole, "gradients": whole, "optimizer": 2 * whole} | buckets
     part = whole / devices
     return {"weights": part if fsdp == "full_shard" else whole, "gradients": part, "optimizer": 2 * part}
-
-
-@contextmanager
-def _fake(model: nn.Module) -> Iterator[nn.Module]:
-    """Give a model of fake tensors, which know their sizes but hold nothing.
-
-    Yields:
-        The model.
-    """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    made: Any = copy.deepcopy(model)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        made.to_empty(device="cpu")
-        made.tie_weights()
-        yield made.train()
 
 
 def _left_out(recipe: Recipe) -> tuple[str, ...]:

@@ -10,11 +10,13 @@ from transformers import AutoModelForMaskedLM
 
 from gradvar.errors import GradvarError
 from gradvar.huggingface.forward import logits_at
-from gradvar.training.dry_run import lines_of, parse_devices, plan, saved_bytes
+from gradvar.training.devices import parse_devices
+from gradvar.training.dry_run import lines_of, plan
 from gradvar.training.model import build_encoder
 from gradvar.training.reading import read_recipe
 from gradvar.training.recipe import Model
 from gradvar.training.trainer import MaskProposalTrainer
+from gradvar.training.weightless import saved_bytes
 from tests import cases
 from tests.training import runs
 
@@ -110,7 +112,7 @@ def test_saved_bytes_counts_every_storage_once():
         return logits_at(model, positions, False, **inputs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gradvar.training.dry_run.logits_at", gathered)
+        patch.setattr("gradvar.training.weightless.logits_at", gathered)
         found = saved_bytes(model, 2, 5, 3, False)
     assert found == everything
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from gradvar.training.dry_run import parse_devices, plan
+from gradvar.training.devices import parse_devices
+from gradvar.training.dry_run import plan
 from gradvar.training.model import build_encoder
 from gradvar.training.reading import read_recipe
 from tests import cases
