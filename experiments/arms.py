@@ -73,6 +73,7 @@ def race(it: regimes.Setting, regime: str, arm: str, seed: int, values: Mapping[
             "step": line["step"],
             "tokens": line["tokens"],
             "train_seconds": line["seconds"],
+            "learning_rate": rate,
             "loss": line["eval_loss"],
             "loss_se": line["eval_loss_se"],
         }
