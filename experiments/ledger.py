@@ -10,6 +10,7 @@ import csv
 import io
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -109,6 +110,7 @@ def run(ledger: Ledger, units: Iterable[Unit], jobs: int = 1) -> None:
     failed = []
     spawn = multiprocessing.get_context("spawn")
     os.environ["OMP_NUM_THREADS"] = "1"
+    signal.signal(signal.SIGTERM, _stop)
     # A process a unit: what a library keeps between two of them, such as memory, is given back.
     with ProcessPoolExecutor(jobs, spawn, max_tasks_per_child=1) as pool:
         running = {pool.submit(_timed, unit): unit for unit in left}
@@ -125,6 +127,13 @@ def run(ledger: Ledger, units: Iterable[Unit], jobs: int = 1) -> None:
             print(f"{number} of {len(left)}: {name}, {seconds:.0f} s", flush=True)
     if failed:
         raise SystemExit(f"{len(failed)} of {len(left)} units failed; the first: {failed[0]}")
+
+
+def _stop(number: int, _: object) -> None:
+    """End the workers, too: a training run saves a checkpoint first."""
+    for child in multiprocessing.active_children():
+        child.terminate()
+    raise SystemExit(128 + number)
 
 
 def _timed(unit: Unit) -> tuple[Found, float]:

@@ -163,7 +163,9 @@ def texts(it: Setting, regime: str) -> tuple[Path, Path]:
     parts = {name: it.work / "texts" / f"film-{name}.txt" for name in ("train", "valid")}
     for name, path in parts.items():
         if not path.exists():
-            _write(path, _sentences(it.glue / f"SST-2.{name.replace('valid', 'dev')}.tsv")[:FILM_SENTENCES])
+            rows = _sentences(it.glue / f"SST-2.{name.replace('valid', 'dev')}.tsv")[:FILM_SENTENCES]
+            documents = ("\n".join(rows[at : at + 50]) for at in range(0, len(rows), 50))
+            write(path, "\n\n".join(documents) + "\n")
     return parts["train"], parts["valid"]
 
 
@@ -172,12 +174,7 @@ def _sentences(path: Path) -> list[str]:
 
     The training file has each review sentence in parts, too, down to single words.
     """
-    if not path.exists():
-        path = path.with_name(f"{path.name}.xz")
-    if not path.exists():
-        raise GradvarError(f"--glue {path.parent}: it has no {path.stem}; give the folder of the GLUE tasks")
-    with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8") as file:
-        rows = [line.split("\t")[0].strip() for line in file][1:]
+    rows = [line.split("\t")[0].strip() for line in lines_of(path)][1:]
     whole, kept = "", set()
     for row in sorted(set(rows), key=len, reverse=True):
         if f" {row} " not in whole:
@@ -186,12 +183,20 @@ def _sentences(path: Path) -> list[str]:
     return [row for row in dict.fromkeys(rows) if row in kept]
 
 
-def _write(path: Path, sentences: list[str]) -> None:
-    """Write sentences, 50 of them a document."""
-    documents = ["\n".join(sentences[at : at + 50]) for at in range(0, len(sentences), 50)]
+def lines_of(path: Path) -> list[str]:
+    """Read the lines of a file, or of the same file as `.xz`."""
+    packed = path.with_name(f"{path.name}.xz")
+    if not path.exists() and not packed.exists():
+        raise GradvarError(f"{path} is not there; give --glue, the folder of the GLUE tasks")
+    with path.open(encoding="utf-8") if path.exists() else lzma.open(packed, "rt", encoding="utf-8") as file:
+        return list(file)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
     temporary.rename(path)
 
 
