@@ -127,7 +127,7 @@ def standing(
         seconds=paired_ratio(longer),
         p_sooner=p_of_times(longer),
         loss=(float(mean), float(mean - reach), float(mean + reach)),
-        p_better=float(stats.ttest_1samp(differences, 0.0).pvalue) if differences.std() > 0 else 1.0,
+        p_better=p_of(differences),
     )
 
 
@@ -145,10 +145,15 @@ def p_of_times(pairs: Sequence[tuple[Time, Time]]) -> float:
     """
     if all(time.observed for pair in pairs for time in pair):
         logs = np.log([one.low / two.low for one, two in pairs])
-        return float(stats.ttest_1samp(logs, 0.0).pvalue) if logs.std() > 0 else 1.0
+        return p_of(logs)
     ratio = paired_ratio(pairs)
     told = ratio.above + ratio.below
     return float(stats.binomtest(ratio.below, told).pvalue) if told else 1.0
+
+
+def p_of(differences: np.ndarray) -> float:
+    """Return the two-sided p-value of Student's test for a mean of zero; 1 where all are the same but for rounding."""
+    return float(stats.ttest_1samp(differences, 0.0).pvalue) if np.ptp(differences) > 1e-12 else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

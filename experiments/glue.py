@@ -98,7 +98,7 @@ def differences(it: regimes.Setting) -> list[dict[str, object]]:
             pairs = [own[seed] - found[arms.BASELINE][seed] for seed in own if seed in found.get(arms.BASELINE, {})]
             if arm != arms.BASELINE and len(pairs) > 1:
                 mean, reach = np.mean(pairs), stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(pairs)
-                p = float(stats.ttest_1samp(pairs, 0).pvalue) if np.std(pairs) > 0 else 1.0
+                p = convergence.p_of(np.array(pairs))
                 ends = {"low": mean - reach, "high": mean + reach}
                 rows.append({"task": task, "arm": arm, "difference": mean, **ends, "p": p, "pairs": len(pairs)})
     for row, p in zip(rows, convergence.holm([row["p"] for row in rows]), strict=True):

@@ -52,7 +52,7 @@ class Setting:
         glue: Folder of the GLUE tasks, of which SST-2 has the film reviews.
         work: Folder of runs and checkpoints, which may be thrown away.
         figures: Folder of the CSVs and the figures.
-        jobs: Processes side by side.
+        jobs: Processes side by side; 0 works in this one.
         seeds: Seeds of every arm.
         quick: Whether everything is small.
         only: Names of the arms or stages that are worked on; empty for all.
@@ -116,7 +116,7 @@ def setting(description: str | None, arguments: list[str] | None = None) -> tupl
     if args.quick:
         work = args.work / "quick"
         only = tuple(args.only)
-        found = Setting(DEMO_TEXT, DEMO_TEXT, DEMO_CHECKPOINT, args.glue, work, figures, args.jobs, 2, True, only)
+        found = Setting(DEMO_TEXT, DEMO_TEXT, DEMO_CHECKPOINT, args.glue, work, figures, 0, 2, True, only)
         return found, args.draw
     if not args.draw:
         for name in ("train", "valid"):

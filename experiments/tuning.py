@@ -33,7 +33,7 @@ def book(it: regimes.Setting) -> ledger.Ledger:
 def tuned(it: regimes.Setting, regime: str, arm: str) -> float | None:
     """Return the learning rate of an arm; None where it is not tuned yet."""
     ends = _ends(it, regime, arm)
-    if any(rate not in ends for rate in GRIDS[regime]) or _beyond(ends) is not None:
+    if any(rate not in ends for rate in _grid(it, regime)) or _beyond(ends) is not None:
         return None
     return min(ends, key=lambda rate: ends[rate])
 
@@ -65,11 +65,15 @@ def _ends(it: regimes.Setting, regime: str, arm: str) -> dict[float, float]:
     return {rate: end if np.isfinite(end) else np.inf for rate, end in ends.items()}
 
 
+def _grid(it: regimes.Setting, regime: str) -> tuple[float, ...]:
+    return GRIDS[regime][: 1 if it.quick else None]
+
+
 def _beyond(ends: dict[float, float]) -> float | None:
     """Return the rate by which a grid of three goes on; None where the best is inside, or it has gone on already."""
     rates = sorted(ends)
     best = min(ends, key=lambda rate: ends[rate])
-    if len(rates) > 3 or best not in (rates[0], rates[-1]):
+    if len(rates) != 3 or best not in (rates[0], rates[-1]):
         return None
     return best / 2 if best == rates[0] else best * 2
 
@@ -85,9 +89,9 @@ def _unit(it: regimes.Setting, regime: str, arm: str, rate: float, what: str, se
 def measure(it: regimes.Setting, names: list[str]) -> None:
     """Tune all arms of some regimes, and find their targets."""
     every = [(regime, arm) for regime in names for arm in arms.ARMS[regime]]
-    grid = [_unit(it, regime, arm, rate, "rate", SEED) for regime, arm in every for rate in GRIDS[regime]]
+    grid = [_unit(it, regime, arm, rate, "rate", SEED) for regime, arm in every for rate in _grid(it, regime)]
     ledger.run(book(it), grid, it.jobs)
-    beyond = {(regime, arm): _beyond(_ends(it, regime, arm)) for regime, arm in every}
+    beyond = {pair: _beyond(_ends(it, *pair)) for pair in every}
     more = [_unit(it, *arm, rate, "rate", SEED) for arm, rate in beyond.items() if rate is not None]
     ledger.run(book(it), more, it.jobs)
     best = {regime: tuned(it, regime, arms.BASELINE) for regime in names}
