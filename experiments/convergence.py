@@ -189,6 +189,30 @@ def standings(it: regimes.Setting, regime: str) -> list[Standing]:
     return [each for each in every if each is not None]
 
 
+def verdicts(each: Sequence[Standing]) -> dict[str, list[Standing]]:
+    """Sort the arms of a regime into those that are clearly sooner, clearly later, and the rest."""
+    found: dict[str, list[Standing]] = {"sooner": [], "later": [], "not told apart": []}
+    for one, p in zip(each, holm([one.p_sooner for one in each]), strict=True):
+        sooner = one.seconds.high < 1 or one.seconds.below > one.seconds.above
+        found[("sooner" if sooner else "later") if p < LEVEL else "not told apart"].append(one)
+    return found
+
+
+def finding(it: regimes.Setting) -> str:
+    """Say what the picture shows."""
+    said = []
+    for regime in arms.ARMS:
+        each = standings(it, regime)
+        if each:
+            parts = [
+                f"{what}: {', '.join(f'{one.arm} ({one.seconds})' for one in those)}"
+                for what, those in verdicts(each).items()
+                if those
+            ]
+            said.append(f"*{regime}*, seconds to the target loss over uniform masks': {'; '.join(parts)}.")
+    return " ".join(said)
+
+
 def draw(it: regimes.Setting) -> None:
     """Draw the curves' differences to uniform masks and the ratios of times, a row a regime."""
     shown = [(regime, each) for regime in arms.ARMS if (each := standings(it, regime))]
@@ -199,10 +223,7 @@ def draw(it: regimes.Setting) -> None:
         2, len(shown), 10, sum(heights) + 0.8, squeeze=False, sharey="row", gridspec_kw={"height_ratios": heights}
     )
     for (left, right), (regime, each) in zip(axes, shown, strict=True):
-        clear = sum(
-            p < LEVEL and one.seconds.high < 1
-            for one, p in zip(each, holm([one.p_sooner for one in each]), strict=True)
-        )
+        clear = len(verdicts(each)["sooner"])
         _ratios(left, each)
         drawing.finish(
             left,

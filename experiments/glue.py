@@ -16,6 +16,7 @@ pairs share the examples, which takes part of that away. A model of 1.7 M parame
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import arms
 import convergence
@@ -89,7 +90,7 @@ def scores(it: regimes.Setting, task: str) -> dict[str, dict[int, float]]:
     return {arm: found[arm] for arm in SHOWN if arm in found}
 
 
-def differences(it: regimes.Setting) -> list[dict[str, object]]:
+def differences(it: regimes.Setting) -> list[dict[str, Any]]:
     """Return the mean differences to the uniform arm by task and arm, with Student's intervals and Holm's p-values."""
     rows = []
     for task in TASKS:
@@ -124,6 +125,16 @@ def draw(it: regimes.Setting) -> None:
         drawing.finish(axis, f"{TASKS[task]}: {says}", f"{metric} × 100, a dot a seed, with the median", "")
     axes[0][0].invert_yaxis()
     drawing.save(made, it.figures / "glue")
+
+
+def finding(it: regimes.Setting) -> str:
+    """Say what the picture shows."""
+    told = [
+        f"{row['arm']} on {TASKS[str(row['task'])]} {row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]"
+        for row in differences(it)
+        if row["arm"] != BEFORE and row["p"] < convergence.LEVEL
+    ]
+    return f"Apart from the uniform arm, in points: {'; '.join(told) or 'none'}."
 
 
 def main() -> None:

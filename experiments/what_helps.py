@@ -28,6 +28,7 @@ from scipy import stats
 
 GROUPS, CELLS = 24, 32
 STAGES = (1, 2, 3)
+FEWEST = 3  # arms of a regime that are ranked
 SENTENCES = {"scratch": 16384, "adapted": 640, "published": 640}
 """To which a MAPNet is fitted; the film reviews have no more."""
 
@@ -149,9 +150,26 @@ def both(it: regimes.Setting, regime: str) -> list[tuple[str, tuple[float, ...],
     return found
 
 
+def agreement(points: list[tuple[str, tuple[float, ...], tuple[float, ...]]]) -> tuple[float, float]:
+    """Return Kendall's tau of predicted gains and realised speeds, with its p-value."""
+    found = stats.kendalltau([gain[0] for _, gain, _ in points], [speed[0] for _, _, speed in points])
+    return float(found.statistic), float(found.pvalue)
+
+
+def finding(it: regimes.Setting) -> str:
+    """Say what the picture shows."""
+    said = []
+    for regime in arms.ARMS:
+        points = both(it, regime)
+        if len(points) >= FEWEST:
+            tau, p = agreement(points)
+            said.append(f"*{regime}*: Kendall's τ {tau:.2f} over {len(points)} arms (p = {p:.2g})")
+    return f"Predicted gains and realised speeds: {'; '.join(said)}."
+
+
 def draw(it: regimes.Setting) -> None:
     """Draw realised speed against predicted gain, a panel a regime."""
-    shown = {regime: points for regime in arms.ARMS if len(points := both(it, regime)) >= 3}
+    shown = {regime: points for regime in arms.ARMS if len(points := both(it, regime)) >= FEWEST}
     if not shown:
         return
     made, axes = drawing.figure(len(shown), 1, 4.6 * len(shown), 4.6, squeeze=False)
@@ -166,8 +184,8 @@ def draw(it: regimes.Setting) -> None:
         axis.plot(line, line, color=drawing.GREY, linewidth=1, linestyle=":")
         axis.set_xscale("log")
         axis.set_yscale("log")
-        tau = stats.kendalltau([gain[0] for _, gain, _ in points], [speed[0] for _, _, speed in points])
-        title = f"{regime}: Kendall's τ {tau.statistic:.2f} over {len(points)} arms (p = {tau.pvalue:.2g})"
+        tau, p = agreement(points)
+        title = f"{regime}: Kendall's τ {tau:.2f} over {len(points)} arms (p = {p:.2g})"
         drawing.finish(
             axis, title, "predicted batch gain over cost (95 %)", "realised speed beside uniform masks (95 %)"
         )
