@@ -7,8 +7,8 @@ each, as predicted, V_data/B + V_mask/(B K), and as measured. At the first weigh
 from scratch, and at a checkpoint that has learnt much (adapted@0); B of 1, 4, 16, 64; K of 1, 2, 8; on training text.
 
 Predicted: `gradvar.decompose` on 512 sentences with 8 masks (seed 0), and its intervals. Measured: 96 batches (fewer of
-the largest: some 2.4 million tokens a unit), their sentences drawn with replacement, so that batches are independent.
-Each gradient is plain autograd of the batch's mean loss. With the running mean of those before it, batch n gives
+the largest: at most 1.6 million tokens a unit), which are independent: sentences are drawn with replacement, masks
+anew. Each gradient is plain autograd of the batch's mean loss. With the running mean of those before it, batch n gives
 d_n = (n-1)/n |G_n - mean|^2, whose expectation is the variance, for every n; interval: Hall's over the d_n. The seeds
 of the batches follow from stage, B and K. The ratio measured/predicted has both errors, on the logarithmic scale.
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STAGES = {"scratch": (0, 2, 4), "adapted": (0,)}
-_CELLS = 64  # cells of one backward pass
+_CELLS = 32  # cells of one backward pass
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Size:
     batches: tuple[int, ...] = (1, 4, 16, 64)
     masks: tuple[int, ...] = (1, 2, 8)
     replicates: int = 96
-    tokens: int = 2_400_000
+    tokens: int = 1_600_000
     sentences: int = 512
     draws: int = 8
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,6 +82,8 @@ def read(rows: Sequence[dict[str, str]]) -> list[Compared]:
     Returns:
         The stages, in the order of the rows.
     """
+    if not any(row["part"] == "measured" for row in rows):
+        return []
     found = []
     for name in dict.fromkeys(row["stage"] for row in rows):
         own = [row for row in rows if row["stage"] == name]
@@ -166,9 +167,7 @@ def draw(book: ledger.Ledger) -> None:
     axes[0][0].set_ylabel("variance × B, in variances of one cell")
     axes[1][0].set_ylabel("measured / predicted, 95 %")
     axes[0][0].legend(fontsize=7)
-    made.suptitle(
-        "\n".join(textwrap.wrap("; ".join(lines[:2]), 36 * len(compared) + 16)), fontsize=10, x=0.01, ha="left"
-    )
+    drawing.headline(made, "; ".join(lines[:2]))
     drawing.save(made, book.path.with_suffix(""))
 
 
