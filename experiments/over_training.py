@@ -54,7 +54,7 @@ class Size:
     masks: int = 8
 
 
-SIZES = {"scratch": Size(1024, 512, 64), "adapted": Size(1024, 512, 64), "published": Size(128, 64, 24)}
+SIZES = {"scratch": Size(1024, 512, 64), "adapted": Size(1024, 512, 64), "published": Size(128, 64, 16)}
 _QUICK = Size(8, 8, 4, masks=4)
 
 
@@ -167,7 +167,7 @@ def columns(estimates: Mapping[str, Any]) -> dict[str, Any]:
 def units(it: regimes.Setting) -> list[ledger.Unit]:
     """Return what is to be done: each stage at each mask rate."""
     wanted = dict.fromkeys(SIZES, range(len(regimes.STAGES)))
-    found = stages.there(it, {"scratch": (0, -1), "adapted": (-1,)} if it.quick else wanted)
+    found = stages.there(it, {"scratch": (0, -1)} if it.quick else wanted)
     pairs = [(stage, RATE) for stage in found]
     pairs += [(stage, rate) for rate in OTHER_RATES for stage in found]
     if it.quick:

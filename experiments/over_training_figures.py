@@ -14,7 +14,7 @@ import stages
 Rows = list[dict[str, str]]
 
 _RATE = "15"
-_NAMES = {"data": "data", "mask": "mask", "norm2": "|mu|²", "noise_total": "total"}
+_NAMES = {"data": "V_data", "mask": "V_mask", "norm2": "|mu|²"}
 _CEILINGS = {"importance": "importance sampling", "position": "position weights", "stratification": "disjoint masks"}
 _SHOWN = 0.01  # layers with less of the variance at every stage that is drawn are left out
 _WORTH = 1.1
@@ -32,12 +32,12 @@ def draw(totals: Rows, layers: Rows, folder: Path) -> None:
     if not at_rate:
         print("over_training.csv: no stage is done yet; nothing to draw")
         return
-    rates = _by_regime(totals)
     found = {
         "over_training": (_components(at_rate), shares_sentence(at_rate)),
         "over_training_ceilings": (_ceilings(at_rate), ceilings_sentence(at_rate)),
     }
-    rates = {regime: rows for regime, rows in rates.items() if len({row["mask_rate"] for row in rows}) > 1}
+    every = _by_regime(totals).items()
+    rates = {regime: rows for regime, rows in every if len({row["mask_rate"] for row in rows}) > 1}
     if rates:
         found["over_training_rates"] = (_rates(rates), rates_sentence(rates))
     by_layer = _by_regime([row for row in layers if row["mask_rate"] == _RATE])
@@ -81,7 +81,9 @@ def shares_sentence(at_rate: dict[str, Rows]) -> str:
             way = "rising from"
         elif _number(last, "share_high") < _number(first, "share_low"):
             way = "falling from"
-        parts.append(f"{text}, {way} {_percent(first, 'share')} to {_percent(last, 'share')}")
+        parts.append(
+            f"{text}, {way} {_percent(first, 'share')} to {_percent(last, 'share')}" if first is not last else text
+        )
     return "Masks make more than half of the variance at " + "; ".join(parts)
 
 
@@ -143,7 +145,7 @@ def layers_sentence(by_layer: dict[str, Rows]) -> str:
         whole = sum(_number(row, "mask") for row in own)
         most = max(own, key=lambda row: _number(row, "mask"))
         part = 100 * _number(most, "mask") / whole
-        parts.append(f"{most['layer']} ({part:.0f} %) in {stage}, whose layers' shares of masks are {_range(own)}")
+        parts.append(f"{most['layer']} ({part:.0f} %) in {stage}, where masks make {_range(own)} of a layer's variance")
     return "The layer with most of the mask variance is " + "; ".join(parts)
 
 
@@ -178,14 +180,23 @@ def _components(at_rate: dict[str, Rows]) -> Any:
         middle.axhline(0.5, color=drawing.GREY, linewidth=0.8)
         middle.set_ylim(0, 1)
         for index, name in enumerate(("data", "mask", "total")):
-            _line(below, steps, rows, f"noise_{name}", index if name != "total" else 3, name)
+            _line(
+                below,
+                steps,
+                rows,
+                f"noise_{name}",
+                index,
+                name,
+                marker="osP"[index],
+                color=(*drawing.COLOURS[:2], "black")[index],
+            )
         for axis in (above, below):
             axis.set_yscale("log")
         drawing.finish(above, regime, "", "")
         drawing.finish(middle, "", "", "")
         drawing.finish(below, "", "step", "")
     _name(
-        axes[0], ("squared gradient, one cell", "masks' share of the variance", "noise scale, sentences (▲ at least)")
+        axes[0], ("squared gradient, one cell", "masks' share of the variance", "noise scale, sentences (△ at least)")
     )
     _legend(axes[0][0])
     _legend(axes[0][2])
@@ -223,7 +234,7 @@ def _rates(rates: dict[str, Rows]) -> Any:
         drawing.finish(above, regime, "", "")
         drawing.finish(below, "", "% masked", "")
         _legend(above)
-    _name(axes[0], ("masks' share of the variance", "noise scale, sentences (▲ at least)"))
+    _name(axes[0], ("masks' share of the variance", "noise scale, sentences (△ at least)"))
     return made
 
 
@@ -256,7 +267,7 @@ def _layers(by_layer: dict[str, Rows]) -> Any:
         drawing.finish(left, regime, "", "")
         drawing.finish(right, "", "", "")
         _legend(left)
-    axes[-1][0].set_xlabel(f"part of V_mask (layers above {_SHOWN:.0%}), 95 %")
+    axes[-1][0].set_xlabel(f"part of V_mask (layers above {100 * _SHOWN:.0f} %), 95 %")
     axes[-1][1].set_xlabel("masks' share of the layer's variance, 95 %")
     return made
 

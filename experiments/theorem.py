@@ -208,7 +208,7 @@ def _row(batch: int, masks: int, count: int, value: Any, low: Any, high: Any) ->
 def units(it: regimes.Setting) -> list[ledger.Unit]:
     """Return what is to be done: for each stage, a prediction and each kind of batch."""
     size, found = QUICK if it.quick else Size(), []
-    wanted = dict.fromkeys(STAGES, (0,)) if it.quick else STAGES
+    wanted = {"adapted": (0,)} if it.quick else STAGES
     for stage in stages.there(it, wanted):
         found.append(ledger.Unit({"stage": stage.name, "part": "predicted"}, predict, (stage, size)))
         for batch in size.batches:

@@ -166,7 +166,7 @@ def draw(book: ledger.Ledger) -> None:
         _ratios(below, stage)
     axes[0][0].set_ylabel("variance × B, in variances of one cell")
     axes[1][0].set_ylabel("measured / predicted, 95 %")
-    axes[0][0].legend(fontsize=7)
+    made.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     drawing.headline(made, "; ".join(lines[:2]))
     drawing.save(made, book.path.with_suffix(""))
 
@@ -184,7 +184,7 @@ def _variances(axes: Any, stage: Compared) -> None:
         color=drawing.GREY,
         linestyle="--",
         linewidth=0.8,
-        label="if masks counted like sentences (below)\nor for nothing (above)",
+        label="masks like sentences (below), for nothing (above)",
     )
     _points(axes, stage, [np.array(kind.measured) * kind.batch / stage.components.sum() for kind in stage.kinds])
     drawing.finish(axes, stage.name, "", "")
