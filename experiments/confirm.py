@@ -2,8 +2,8 @@ r"""The winner of the race, at equal wall-clock time, on seeds that chose nothin
 
 Pre-stated. Of each regime the arm whose ratio of seconds to the target (`convergence.py`) has the lowest upper end,
 whatever it is (but for the oracle, which no one can afford). It is trained again beside uniform masks with the seeds
-20, 21, 22, …, for as many steps as take the seconds of the uniform arm's (the steps of the race over the median cost of its
-step), so that its learning rate has come down to zero at the same time. Compared: held-out loss at the end, mean
+20, 21, 22, …, for as many steps as take the seconds of the uniform arm's (the steps of the race over the median cost of
+its step), so that its learning rate has come down to zero at the same time. Compared: held-out loss at the end, mean
 difference over pairs with Student's interval (95 %). The arm wins if that interval is below zero.
 
     python experiments/confirm.py --train TRAIN --valid VALID --glue GLUE --seeds 8
