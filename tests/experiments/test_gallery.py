@@ -1,0 +1,76 @@
+"""Every picture in `figures/` has its numbers and where they come from, and is what `make figures` draws from them."""
+
+import csv
+import importlib.metadata
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FIGURES = ROOT / "figures"
+sys.path.insert(0, str(ROOT / "experiments"))
+import ledger  # noqa: E402
+import regimes  # noqa: E402
+
+import figures  # noqa: E402
+
+sys.path.pop(0)
+
+PICTURES = {name: each for each in figures.EXPERIMENTS for name in each.pictures}
+THERE = sorted(path.stem for path in FIGURES.glob("*.png"))
+BOOKS = sorted(path for path in FIGURES.glob("*.csv") if not path.name.endswith(".provenance.csv"))
+
+
+def rows(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def pinned():
+    """Whether the libraries that draw are those of the constraints."""
+    wanted = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    return all(importlib.metadata.version(name) == wanted[name] for name in ("matplotlib", "numpy", "scipy"))
+
+
+@pytest.mark.parametrize("name", THERE)
+def test_a_picture_belongs_to_an_experiment_whose_numbers_are_there(name):
+    assert (FIGURES / f"{name}.svg").exists()
+    assert f"![{name}]({name}.png)" in (FIGURES / figures.GALLERY).read_text(encoding="utf-8")
+    assert Path(PICTURES[name].module.__file__).name in PICTURES[name].command
+    assert any(name.replace("_", "-").startswith(book.name.split(".")[0].replace("_", "-")) for book in BOOKS)
+
+
+@pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.name)
+def test_every_row_names_a_unit_of_work_with_all_facts(path):
+    stem = path.name.split(".")[0]
+    facts = rows(FIGURES / f"{stem}.provenance.csv")
+    key = [name for name in facts[0] if name not in ledger.FACTS]
+    units = {tuple(row[name] for name in key) for row in facts}
+    assert len(units) == len(facts)
+    assert {tuple(row[name] for name in key) for row in rows(path)} <= units
+    for row in facts:
+        assert all(row[name] for name in ("seconds", "command", "versions"))
+        assert row["command"].startswith("python experiments/")
+        assert "/" not in row["command"].removeprefix("python experiments/")
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("figures")
+    for path in FIGURES.glob("*.csv"):
+        shutil.copy(path, folder)
+    it = regimes.setting("", ["--draw", "--figures", str(folder)])[0]
+    for each in figures.EXPERIMENTS:
+        each.module.draw(it)
+    (folder / figures.GALLERY).write_text(figures.gallery(it), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.skipif(not pinned(), reason="other versions of the drawing libraries than in constraints.txt")
+def test_pictures_and_gallery_are_drawn_to_the_same_bytes(drawn):
+    for path in drawn.iterdir():
+        assert path.read_bytes() == (FIGURES / path.name).read_bytes(), path.name
+    assert {path.name for path in drawn.iterdir()} == {path.name for path in FIGURES.iterdir()}
