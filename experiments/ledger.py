@@ -117,7 +117,7 @@ def run(ledger: Ledger, units: Iterable[Unit], jobs: int = 1) -> None:
             name = ", ".join(f"{key} {value}" for key, value in unit.key.items())
             try:
                 found, seconds = future.result()
-            except Exception as error:  # of one unit; the others go on
+            except (Exception, SystemExit) as error:  # of one unit; the others go on
                 failed.append(f"{name}: {error}")
                 print(f"failed: {failed[-1]}", file=sys.stderr, flush=True)
                 continue
