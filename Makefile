@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-full lint format docs benchmark mutation screenshots clean
+.PHONY: demo test test-full lint format docs figures experiments-quick benchmark mutation screenshots clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +43,15 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "The site is in out/site: open out/site/index.html, or, for its search too, serve it with"
 	@echo "$(BIN)/python -m http.server --directory out/site and open http://localhost:8000"
+
+# From the numbers that are in figures/, without a model or a text; `python experiments/NAME.py` measures them.
+figures: $(STAMP)
+	$(BIN)/python experiments/figures.py
+
+experiments-quick: $(STAMP)
+	for name in tuning cost theorem over_training proposals mapnet_quality convergence confirm glue what_helps; do \
+		OMP_NUM_THREADS=2 $(BIN)/python experiments/$$name.py --quick || exit $$?; \
+	done
 
 benchmark: $(STAMP)
 	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[benchmarks]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import ledger
 import regimes
 
+from gradvar import checkpoints
 from gradvar.metrics import read_metrics
 
 BASELINE = "uniform"
@@ -61,26 +63,39 @@ def race(it: regimes.Setting, regime: str, arm: str, seed: int, values: Mapping[
     Returns:
         A row for each look at the held-out loss.
     """
-    wanted = regimes.recipe(it, regime, seed, {**ARMS[regime][arm], **values})
-    rate = wanted.training.learning_rate
-    name = f"{arm.replace(' ', '-').replace(',', '').replace('%', 'percent')}-{seed}-{rate:g}-{wanted.training.steps}"
-    folder = it.work / "runs" / regime / name
-    last = regimes.trained(it, wanted, folder)
-    for heavy in folder.glob("checkpoint-*/optimizer.pt"):  # a finished run goes nowhere from here
+    wanted = recipe(it, regime, arm, seed, values)
+    rate, place = wanted.training.learning_rate, folder(it, regime, arm, seed, values)
+    last = regimes.trained(it, wanted, place)
+    for heavy in place.glob("checkpoint-*/optimizer.pt"):  # a finished run goes nowhere from here
         heavy.unlink()
     rows = [
         {
             "step": line["step"],
             "tokens": line["tokens"],
             "train_seconds": line["seconds"],
+            "learning_rate": rate,
             "loss": line["eval_loss"],
             "loss_se": line["eval_loss_se"],
         }
-        for line in read_metrics(folder)
+        for line in read_metrics(place)
         if "eval_loss" in line
     ]
-    return ledger.Found(rows, Path(wanted.data.train).name, _hash(last))
+    return ledger.Found(rows, Path(wanted.data.train).name, sha256_of(last))
 
 
-def _hash(folder: Path) -> str:
-    return regimes.Stage("", folder, folder, folder, 0).sha256
+def recipe(it: regimes.Setting, regime: str, arm: str, seed: int, values: Mapping[str, Any]) -> Any:
+    """Return the recipe of one run of an arm."""
+    return regimes.recipe(it, regime, seed, {**ARMS[regime][arm], **values})
+
+
+def folder(it: regimes.Setting, regime: str, arm: str, seed: int, values: Mapping[str, Any]) -> Path:
+    """Return the folder of one run of an arm, named by what is not the same in all of them."""
+    training = recipe(it, regime, arm, seed, values).training
+    words = arm.replace(",", "").replace("%", "percent").split()
+    return it.work / "runs" / regime / "-".join([*words, str(seed), f"{training.learning_rate:g}", str(training.steps)])
+
+
+def sha256_of(checkpoint: Path) -> str:
+    """Return the first digits of the hash of the weights of a checkpoint, or of a run's last one."""
+    last = checkpoints.last_whole(checkpoint) or checkpoint
+    return hashlib.sha256((last / "model.safetensors").read_bytes()).hexdigest()[:12]

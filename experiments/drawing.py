@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 
 from gradvar.report.figures import COLOURS, GREY
 
-__all__ = ["COLOURS", "GREY", "figure", "finish", "save", "with_interval"]
+__all__ = ["COLOURS", "GREY", "figure", "finish", "headline", "save", "with_interval"]
 
 # A salt instead of random ids, and text as text, so that a picture hangs on its data and nothing else.
 _STYLE = {
@@ -42,6 +43,12 @@ def finish(axes: Any, title: str, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
+
+
+def headline(made: Figure, text: str) -> None:
+    """Write what several axes show above all of them."""
+    lines = textwrap.wrap(text, int(12 * made.get_figwidth()))
+    made.suptitle("\n".join(lines), fontsize=10, x=0.01, ha="left")
 
 
 def with_interval(axes: Any, x: Sequence[float], rows: Sequence[dict[str, str]], name: str, **style: Any) -> None:

@@ -10,10 +10,11 @@ import csv
 import io
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,7 +99,7 @@ def run(ledger: Ledger, units: Iterable[Unit], jobs: int = 1) -> None:
     Args:
         ledger: Where finished units are written down, one by one.
         units: In the order in which they are begun.
-        jobs: Processes.
+        jobs: Processes; 0 works in this one, which is sooner where units are small.
 
     Raises:
         SystemExit: If units failed; the others are done first.
@@ -107,33 +108,49 @@ def run(ledger: Ledger, units: Iterable[Unit], jobs: int = 1) -> None:
     left = [unit for unit in units if not ledger.done(unit.key)]
     print(f"{ledger.path.name}: {len(units) - len(left)} of {len(units)} units are done", flush=True)
     failed = []
-    spawn = multiprocessing.get_context("spawn")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    # A process a unit: what a library keeps between two of them, such as memory, is given back.
-    with ProcessPoolExecutor(jobs, spawn, max_tasks_per_child=1) as pool:
-        running = {pool.submit(_timed, unit): unit for unit in left}
-        for number, future in enumerate(as_completed(running), 1):
-            unit = running[future]
-            name = ", ".join(f"{key} {value}" for key, value in unit.key.items())
-            try:
-                found, seconds = future.result()
-            except (Exception, SystemExit) as error:  # of one unit; the others go on
-                failed.append(f"{name}: {error}")
-                print(f"failed: {failed[-1]}", file=sys.stderr, flush=True)
-                continue
-            ledger.add(unit.key, found, seconds)
-            print(f"{number} of {len(left)}: {name}, {seconds:.0f} s", flush=True)
+    for number, (unit, done) in enumerate(_side_by_side(left, jobs) if jobs else map(_attempt, left), 1):
+        name = ", ".join(f"{key} {value}" for key, value in unit.key.items())
+        if isinstance(done, Exception):
+            failed.append(f"{name}: {done}")
+            print(f"failed: {failed[-1]}", file=sys.stderr, flush=True)
+            continue
+        ledger.add(unit.key, *done)
+        print(f"{number} of {len(left)}: {name}, {done[1]:.0f} s", flush=True)
     if failed:
         raise SystemExit(f"{len(failed)} of {len(left)} units failed; the first: {failed[0]}")
 
 
-def _timed(unit: Unit) -> tuple[Found, float]:
+_Done = tuple[Found, float] | Exception
+
+
+def _side_by_side(units: Sequence[Unit], jobs: int) -> Iterator[tuple[Unit, _Done]]:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    signal.signal(signal.SIGTERM, _stop)
+    # A process a unit: what a library keeps between two of them, such as memory, is given back.
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        running = {pool.submit(_attempt, unit): unit for unit in units}
+        for future in as_completed(running):
+            error = future.exception()  # such as that of a worker that was killed
+            yield (running[future], error) if isinstance(error, Exception) else future.result()
+
+
+def _attempt(unit: Unit) -> tuple[Unit, _Done]:
     import torch
 
     torch.set_num_threads(1)
     begun = time.perf_counter()
-    found = unit.work(*unit.arguments)
-    return found, time.perf_counter() - begun
+    try:
+        found = unit.work(*unit.arguments)
+    except Exception as error:  # of one unit; the others go on
+        return unit, error
+    return unit, (found, time.perf_counter() - begun)
+
+
+def _stop(number: int, _: object) -> None:
+    """End the workers, too: a training run saves a checkpoint first."""
+    for child in multiprocessing.active_children():
+        child.terminate()
+    raise SystemExit(128 + number)
 
 
 def command() -> str:

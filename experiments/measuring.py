@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import lzma
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -72,10 +71,7 @@ def beginning(it: regimes.Setting, text: Path) -> Path:
         return text
     path = it.work / "texts" / f"beginning-of-{text.name.removesuffix('.xz')}"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(head[: head.rindex("\n\n")] + "\n", encoding="utf-8")
-        temporary.rename(path)
+        regimes.write(path, head[: head.rindex("\n\n")] + "\n")
     return path
 
 

@@ -15,7 +15,8 @@ import json
 import lzma
 import os
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ REFERENCE_SEED = 100
 """Seed of the runs whose checkpoints are studied. Learning rates are tuned with others; arms race with 0, 1, 2, …"""
 STAGES = (0.0, 0.125, 0.25, 0.5, 1.0)
 """Parts of its steps at which a checkpoint of a reference run is kept."""
-_SMALL = {"training.steps": 8, "training.batch": 8, "evaluation.every": 2, "evaluation.sentences": 32}
+_SMALL: dict[str, Any] = {"training.steps": 8, "training.batch": 8, "evaluation.every": 2, "evaluation.sentences": 8}
+_SMALL |= {"data.valid_share": 0.2, "saving.every": 2}
 _QUICK: dict[str, dict[str, Any]] = {
     "scratch": {**_SMALL, "data.tokenizer.vocabulary": 512, "data.max_length": 32},
     "adapted": _SMALL,
@@ -50,7 +52,7 @@ class Setting:
         glue: Folder of the GLUE tasks, of which SST-2 has the film reviews.
         work: Folder of runs and checkpoints, which may be thrown away.
         figures: Folder of the CSVs and the figures.
-        jobs: Processes side by side.
+        jobs: Processes side by side; 0 works in this one.
         seeds: Seeds of every arm.
         quick: Whether everything is small.
         only: Names of the arms or stages that are worked on; empty for all.
@@ -71,6 +73,15 @@ class Setting:
     def cache(self) -> Path:
         """Where tokenised text is kept."""
         return self.work / "cache"
+
+
+def cleanly(main: Callable[[], None]) -> None:
+    """Run a script; what is wrong is told in one line, with exit code 2."""
+    try:
+        main()
+    except GradvarError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def setting(description: str | None, arguments: list[str] | None = None) -> tuple[Setting, bool]:
@@ -105,7 +116,7 @@ def setting(description: str | None, arguments: list[str] | None = None) -> tupl
     if args.quick:
         work = args.work / "quick"
         only = tuple(args.only)
-        found = Setting(DEMO_TEXT, DEMO_TEXT, DEMO_CHECKPOINT, args.glue, work, figures, args.jobs, 2, True, only)
+        found = Setting(DEMO_TEXT, DEMO_TEXT, DEMO_CHECKPOINT, args.glue, work, figures, 0, 2, True, only)
         return found, args.draw
     if not args.draw:
         for name in ("train", "valid"):
@@ -136,7 +147,7 @@ def recipe(it: Setting, regime: str, seed: int, values: Mapping[str, Any] | None
     from gradvar.training.reading import read_recipe
 
     train, valid = texts(it, regime)
-    given: dict[str, Any] = {"seed": seed, "data.train": str(train), "data.valid": str(valid)}
+    given: dict[str, Any] = {"seed": seed, "data.train": str(train), "data.valid": None if it.quick else str(valid)}
     sources = {"adapted": lambda _: DEMO_CHECKPOINT, "head": encoder, "published": with_head}
     if regime in sources:
         given["model.source"] = str(sources[regime](it))
@@ -152,7 +163,9 @@ def texts(it: Setting, regime: str) -> tuple[Path, Path]:
     parts = {name: it.work / "texts" / f"film-{name}.txt" for name in ("train", "valid")}
     for name, path in parts.items():
         if not path.exists():
-            _write(path, _sentences(it.glue / f"SST-2.{name.replace('valid', 'dev')}.tsv")[:FILM_SENTENCES])
+            rows = _sentences(it.glue / f"SST-2.{name.replace('valid', 'dev')}.tsv")[:FILM_SENTENCES]
+            documents = ("\n".join(rows[at : at + 50]) for at in range(0, len(rows), 50))
+            write(path, "\n\n".join(documents) + "\n")
     return parts["train"], parts["valid"]
 
 
@@ -161,12 +174,7 @@ def _sentences(path: Path) -> list[str]:
 
     The training file has each review sentence in parts, too, down to single words.
     """
-    if not path.exists():
-        path = path.with_name(f"{path.name}.xz")
-    if not path.exists():
-        raise GradvarError(f"--glue {path.parent}: it has no {path.stem}; give the folder of the GLUE tasks")
-    with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8") as file:
-        rows = [line.split("\t")[0].strip() for line in file][1:]
+    rows = [line.split("\t")[0].strip() for line in lines_of(path)][1:]
     whole, kept = "", set()
     for row in sorted(set(rows), key=len, reverse=True):
         if f" {row} " not in whole:
@@ -175,12 +183,20 @@ def _sentences(path: Path) -> list[str]:
     return [row for row in dict.fromkeys(rows) if row in kept]
 
 
-def _write(path: Path, sentences: list[str]) -> None:
-    """Write sentences, 50 of them a document."""
-    documents = ["\n".join(sentences[at : at + 50]) for at in range(0, len(sentences), 50)]
+def lines_of(path: Path) -> list[str]:
+    """Read the lines of a file, or of the same file as `.xz`."""
+    packed = path.with_name(f"{path.name}.xz")
+    if not path.exists() and not packed.exists():
+        raise GradvarError(f"{path} is not there; give --glue, the folder of the GLUE tasks")
+    with path.open(encoding="utf-8") if path.exists() else lzma.open(packed, "rt", encoding="utf-8") as file:
+        return list(file)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
     temporary.rename(path)
 
 
@@ -206,8 +222,30 @@ def encoder(it: Setting) -> Path:
 
 
 def with_head(it: Setting) -> Path:
-    """Return the encoder with a masked-LM head, trained if need be."""
-    return trained(it, recipe(it, "head", REFERENCE_SEED), it.work / "runs/head")
+    """Return the encoder with a masked-LM head and with a MAPNet, both trained if need be, on the training text.
+
+    The MAPNet, which the race would not leave the time to learn, is fitted to `MAPNET_SENTENCES` sentences.
+    """
+    folder = it.work / "published"
+    if not (folder / "mapnet.json").is_file():
+        from gradvar import MaskedLM
+        from gradvar.fitting import Options, fit_mapnet
+
+        last = trained(it, recipe(it, "head", REFERENCE_SEED), it.work / "runs/head")
+        objective = MaskedLM.from_checkpoint(last, it.train, max_length=128, contexts=2)
+        count = 64 if it.quick else MAPNET_SENTENCES
+        fit = fit_mapnet(objective, Options(epochs=1), sentences=count, held_out=8, seed=REFERENCE_SEED)
+        temporary = folder.with_name(".published")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(last / file, temporary)
+        fit.network.save_pretrained(temporary)
+        temporary.rename(folder)
+    return folder
+
+
+MAPNET_SENTENCES = 8192
 
 
 def trained(it: Setting, wanted: Any, folder: Path) -> Path:

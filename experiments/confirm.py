@@ -1,0 +1,122 @@
+r"""The winner of the race, at equal wall-clock time, on seeds that chose nothing.
+
+Pre-stated. Of each regime the arm whose ratio of seconds to the target (`convergence.py`) has the lowest upper end,
+whatever it is (but for the oracle, which no one can afford). It is trained again beside uniform masks with the seeds
+20, 21, 22, …, for as many steps as take the seconds of the uniform arm's (the steps of the race over the median cost of
+its step), so that its learning rate has come down to zero at the same time. Compared: held-out loss at the end, mean
+difference over pairs with Student's interval (95 %). The arm wins if that interval is below zero.
+
+    python experiments/confirm.py --train TRAIN --valid VALID --glue GLUE --seeds 8
+"""
+
+from __future__ import annotations
+
+import arms
+import convergence
+import cost
+import drawing
+import ledger
+import numpy as np
+import regimes
+import tuning
+from scipy import stats
+
+FIRST_SEED = 20
+
+
+def book(it: regimes.Setting) -> ledger.Ledger:
+    """Return the numbers of this experiment."""
+    return ledger.Ledger(it.figures / "confirm.csv")
+
+
+def winner(it: regimes.Setting, regime: str) -> str | None:
+    """Return the arm that was soonest in the race; None where there was none, or fewer than five pairs of every arm."""
+    each = [one for one in convergence.standings(it, regime) if not one.arm.startswith("oracle")]
+    if not each or min(one.pairs for one in each) < min(5, it.seeds):
+        return None
+    return min(each, key=lambda one: one.seconds.high).arm
+
+
+def differences(it: regimes.Setting, regime: str) -> tuple[str, np.ndarray] | None:
+    """Return the winner's name, and the differences of its losses at the end to uniform masks', by seed."""
+    ends: dict[str, dict[int, float]] = {}
+    for row in book(it).rows():
+        if row["regime"] == regime:
+            ends.setdefault(row["arm"], {})[int(row["seed"])] = float(row["loss"])
+    names = [arm for arm in ends if arm != arms.BASELINE]
+    if len(names) != 1:
+        return None
+    own, uniform = ends[names[0]], ends.get(arms.BASELINE, {})
+    found = np.array([own[seed] - uniform[seed] for seed in sorted(own) if seed in uniform])
+    return (names[0], found) if len(found) > 1 else None
+
+
+def interval(found: np.ndarray) -> tuple[float, float, float]:
+    """Return the mean with Student's interval (95 %)."""
+    reach = float(stats.t.ppf(0.975, len(found) - 1) * stats.sem(found))
+    return float(found.mean()), float(found.mean()) - reach, float(found.mean()) + reach
+
+
+def finding(it: regimes.Setting) -> str:
+    """Say what the picture shows."""
+    said = []
+    for regime in arms.ARMS:
+        told = differences(it, regime)
+        if told:
+            mean, low, high = interval(told[1])
+            said.append(f"*{regime}*: {told[0]}, {mean:+.3f} [{low:+.3f}, {high:+.3f}] nats over {len(told[1])} pairs")
+    return f"Held-out loss at the end less uniform masks', for the same seconds: {'; '.join(said)}."
+
+
+def draw(it: regimes.Setting) -> None:
+    """Draw the differences of all pairs, and their means with intervals."""
+    shown = {regime: told for regime in arms.ARMS if (told := differences(it, regime))}
+    if not shown:
+        return
+    made, axis = drawing.figure(width=7, height=1.4 + 0.5 * len(shown))
+    for y, (_, found) in enumerate(shown.values()):
+        mean, low, high = interval(found)
+        axis.plot(found, np.full(len(found), y + 0.18), "o", color=drawing.GREY, markersize=3)
+        axis.plot([low, high], [y, y], color=drawing.COLOURS[0], linewidth=2)
+        axis.plot(mean, y, "o", color=drawing.COLOURS[0], markersize=6)
+    axis.axvline(0, color=drawing.GREY, linewidth=1)
+    axis.set_yticks(range(len(shown)), [f"{regime}: {arm}" for regime, (arm, _) in shown.items()])
+    axis.set_ylim(len(shown) - 0.5, -0.5)
+    won = sum(interval(found)[2] < 0 for _, found in shown.values())
+    title = f"At equal seconds the soonest arm ends better than uniform masks in {won} of {len(shown)} regimes"
+    drawing.finish(axis, title, "loss at the end less uniform masks' (nats, 95 %; dots: pairs)", "")
+    drawing.save(made, it.figures / "confirm")
+
+
+def main() -> None:
+    """Run what is missing, and draw."""
+    it, drawing_alone = regimes.setting(__doc__)
+    units = []
+    for regime in () if drawing_alone else [regime for regime in arms.ARMS if not it.only or regime in it.only]:
+        best = winner(it, regime)
+        if best is None:
+            print(f"{regime}: the race has fewer than five pairs of every arm; run experiments/convergence.py first")
+            continue
+        steps = regimes.recipe(it, regime, 0).training.steps
+        for seed in range(FIRST_SEED, FIRST_SEED + it.seeds):
+            for arm, ratio in ((arms.BASELINE, 1.0), (best, cost.ratios(it, regime)[best][0])):
+                values = {
+                    "training.learning_rate": tuning.tuned(it, regime, arm),
+                    "training.steps": round(steps / ratio),
+                }
+                key = {"regime": regime, "arm": arm, "seed": seed}
+                units.append(ledger.Unit(key, last_row, (it, regime, arm, seed, values)))
+    if units:
+        ledger.run(book(it), units, it.jobs)
+    draw(it)
+    print(finding(it))
+
+
+def last_row(it: regimes.Setting, regime: str, arm: str, seed: int, values: dict[str, float]) -> ledger.Found:
+    """Train one run; return its last row."""
+    found = arms.race(it, regime, arm, seed, values)
+    return ledger.Found([found.rows[-1]], found.data, found.checkpoint)
+
+
+if __name__ == "__main__":
+    regimes.cleanly(main)

@@ -1,0 +1,310 @@
+r"""The race: does a way to choose masks make training converge sooner, or end better?
+
+Pre-stated. Regimes, models, texts and tokens: `regimes.py` and `recipes/`; arms: `arms.py`; learning rates and target
+losses: `tuning.py`, on seeds that are not used here; what a step costs: `cost.py`. Seeds 0, 1, 2, …, five at least; a
+seed settles first weights (where there are any to draw), the order of the text and the masks, so an arm and uniform
+masks are compared on the same ones, in pairs. The learning-rate schedule and the steps of all arms of a regime are the
+same.
+
+- Metric: held-out loss under the same uniform masks of 15 % for all arms, in nats a target.
+- Time to the target: steps at which that loss is first at the target, on a straight line between evaluations. A run
+  that never gets there takes longer than its steps.
+- Seconds to the target: steps times the cost of the arm's step beside uniform masks' (median of `cost.py`), as
+  wall-clock time on a shared machine tells more of the machine than of the arm. Wall-clock seconds are in the CSV.
+- Shown: ratio of times to uniform masks' (geometric mean over pairs, bootstrap interval over pairs, 95 %), and
+  difference of the losses at the end (mean over pairs, Student's interval).
+- Tests, two-sided, over pairs: Student's of the logarithm of the ratio of seconds, or the sign test where a run never
+  gets there; Student's of the difference of the losses at the end. Each corrected over the arms of a regime by Holm's
+  method. An arm *converges sooner* if the first says so at 5 %, and *ends better* if the second does.
+
+The placebo, whose scores are permuted, must do neither; *oracle* is whole-mask importance sampling by true gradient
+norms, out of four candidates. Every run is published.
+
+    python experiments/convergence.py --train TRAIN --valid VALID --glue GLUE --seeds 8
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import arms
+import cost
+import drawing
+import ledger
+import numpy as np
+import regimes
+import tuning
+from scipy import stats
+
+from gradvar.racing.paired import Ratio, paired_ratio
+from gradvar.racing.times import Time, time_to
+
+LEVEL = 0.05
+
+
+def book(it: regimes.Setting) -> ledger.Ledger:
+    """Return the numbers of this experiment."""
+    return ledger.Ledger(it.figures / "convergence.csv")
+
+
+Curve = tuple[np.ndarray, np.ndarray]
+"""Steps and losses of one run."""
+
+
+def curves(it: regimes.Setting, regime: str) -> dict[str, dict[int, Curve]]:
+    """Return the runs of a regime, by arm and seed."""
+    rows: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    for row in book(it).rows():
+        if row["regime"] == regime:
+            rows.setdefault(row["arm"], {}).setdefault(int(row["seed"]), []).append(
+                (float(row["step"]), float(row["loss"] or "nan"))
+            )
+    order = [arm for arm in arms.ARMS[regime] if arm in rows]
+    return {
+        arm: {seed: (np.array(run).T[0], np.array(run).T[1]) for seed, run in sorted(rows[arm].items())}
+        for arm in order
+    }
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where an arm stands beside uniform masks.
+
+    Attributes:
+        regime: Its regime.
+        arm: Its name.
+        pairs: Seeds that both have.
+        steps: Ratio of steps to the target, below 1 where the arm is sooner.
+        cost: Ratio of the costs of a step.
+        seconds: Ratio of seconds to the target, for the median of the cost.
+        p_sooner: p-value for the seconds, before Holm's correction.
+        loss: Mean difference of the losses at the end, and its interval; below 0 where the arm is better.
+        p_better: p-value for the losses.
+    """
+
+    regime: str
+    arm: str
+    pairs: int
+    steps: Ratio
+    cost: tuple[float, float, float]
+    seconds: Ratio
+    p_sooner: float
+    loss: tuple[float, float, float]
+    p_better: float
+
+
+def standing(
+    regime: str, arm: str, own: Mapping[int, Curve], uniform: Mapping[int, Curve], target: float,
+    cost_ratio: tuple[float, float, float],
+) -> Standing | None:  # fmt: skip
+    """Compare an arm with uniform masks.
+
+    Args:
+        regime: Name of the regime.
+        arm: Name of the arm.
+        own: Its runs by seed.
+        uniform: Those of uniform masks.
+        target: Loss to reach.
+        cost_ratio: Median, lowest and highest ratio of the costs of a step.
+
+    Returns:
+        Where it stands; None of fewer than two pairs.
+    """
+    seeds = [seed for seed in own if seed in uniform]
+    if len(seeds) < 2:
+        return None
+    times = [(time_to(target, *map(list, own[seed])), time_to(target, *map(list, uniform[seed]))) for seed in seeds]
+    longer = [(Time(one.low * cost_ratio[0], one.high * cost_ratio[0]), two) for one, two in times]
+    differences = np.array([own[seed][1][-1] - uniform[seed][1][-1] for seed in seeds])
+    mean, reach = differences.mean(), stats.t.ppf(0.975, len(seeds) - 1) * stats.sem(differences)
+    return Standing(
+        regime=regime,
+        arm=arm,
+        pairs=len(seeds),
+        steps=paired_ratio(times),
+        cost=cost_ratio,
+        seconds=paired_ratio(longer),
+        p_sooner=p_of_times(longer),
+        loss=(float(mean), float(mean - reach), float(mean + reach)),
+        p_better=p_of(differences),
+    )
+
+
+def p_of_times(pairs: Sequence[tuple[Time, Time]]) -> float:
+    """Return the two-sided p-value for the hypothesis that both times are alike.
+
+    Student's test of the logarithms of the ratios where all times are known; otherwise the sign test, for which a pair
+    of two runs that both never got there says nothing.
+
+    Args:
+        pairs: Times of the arm and of uniform masks.
+
+    Returns:
+        The p-value; 1 where nothing is known.
+    """
+    if all(time.observed for pair in pairs for time in pair):
+        logs = np.log([one.low / two.low for one, two in pairs])
+        return p_of(logs)
+    ratio = paired_ratio(pairs)
+    told = ratio.above + ratio.below
+    return float(stats.binomtest(ratio.below, told).pvalue) if told else 1.0
+
+
+def p_of(differences: np.ndarray) -> float:
+    """Return the two-sided p-value of Student's test for a mean of zero; 1 where all are the same but for rounding."""
+    return float(stats.ttest_1samp(differences, 0.0).pvalue) if np.ptp(differences) > 1e-12 else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for their number, by Holm's method (1979): the family-wise error is at most the level.
+
+    The i-th smallest of n is multiplied by ``n - i + 1``, made no smaller than those before it, and cut at 1.
+
+    Args:
+        p_values: Of all hypotheses.
+
+    Returns:
+        The corrected ones, in the same order.
+    """
+    order = np.argsort(p_values)
+    scaled = np.array(p_values)[order] * np.arange(len(p_values), 0, -1)
+    corrected = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    found = np.empty(len(p_values))
+    found[order] = corrected
+    return found.tolist()
+
+
+def standings(it: regimes.Setting, regime: str) -> list[Standing]:
+    """Return where all arms of a regime stand that have run; none where target or costs are not known yet."""
+    found, target, costs = curves(it, regime), tuning.target(it, regime), cost.ratios(it, regime)
+    uniform = found.get(arms.BASELINE)
+    if uniform is None or target is None:
+        return []
+    every = [
+        standing(regime, arm, runs, uniform, target, costs[arm])
+        for arm, runs in found.items()
+        if arm != arms.BASELINE and arm in costs
+    ]
+    return [each for each in every if each is not None]
+
+
+def verdicts(each: Sequence[Standing]) -> dict[str, list[Standing]]:
+    """Sort the arms of a regime into those that are clearly sooner, clearly later, and the rest."""
+    found: dict[str, list[Standing]] = {"sooner": [], "later": [], "not told apart": []}
+    for one, p in zip(each, holm([one.p_sooner for one in each]), strict=True):
+        sooner = one.seconds.high < 1 or one.seconds.below > one.seconds.above
+        found[("sooner" if sooner else "later") if p < LEVEL else "not told apart"].append(one)
+    return found
+
+
+def finding(it: regimes.Setting) -> str:
+    """Say what the picture shows."""
+    said = []
+    for regime in arms.ARMS:
+        each = standings(it, regime)
+        if each:
+            parts = [
+                f"{what}: {', '.join(f'{one.arm} ({one.seconds})' for one in those)}"
+                for what, those in verdicts(each).items()
+                if those
+            ]
+            said.append(f"*{regime}*, seconds to the target loss over uniform masks': {'; '.join(parts)}.")
+    return " ".join(said)
+
+
+def draw(it: regimes.Setting) -> None:
+    """Draw the curves' differences to uniform masks and the ratios of times, a row a regime."""
+    shown = [(regime, each) for regime in arms.ARMS if (each := standings(it, regime))]
+    if not shown:
+        return
+    heights = [1.0 + 0.26 * len(each) for _, each in shown]
+    made, axes = drawing.figure(
+        2, len(shown), 10, sum(heights) + 0.8, squeeze=False, sharey="row", gridspec_kw={"height_ratios": heights}
+    )
+    for (left, right), (regime, each) in zip(axes, shown, strict=True):
+        clear = len(verdicts(each)["sooner"])
+        _ratios(left, each)
+        drawing.finish(
+            left,
+            f"{regime}: {clear or 'no'} arm{'s' * (clear != 1)} of {len(each)} clearly sooner (Holm, 5 %)",
+            "seconds to the target loss, over uniform masks' (95 %)",
+            "",
+        )
+        _losses(right, each)
+        drawing.finish(right, f"{each[0].pairs} pairs of runs", "loss at the end less uniform masks' (nats, 95 %)", "")
+    drawing.save(made, it.figures / "convergence")
+
+
+def _ratios(axes: object, each: Sequence[Standing]) -> None:
+    for y, one in enumerate(each):
+        low, high = one.seconds.interval or (one.seconds.low, one.seconds.high)
+        known = one.seconds.low == one.seconds.high
+        axes.plot([low, min(high, 2.0)], [y, y], color=drawing.COLOURS[0], linewidth=1.5)
+        if known:
+            axes.plot(one.seconds.low, y, "o", color=drawing.COLOURS[0], markersize=5)
+            axes.plot(one.steps.low, y, "|", color=drawing.COLOURS[1], markersize=9)
+        if high > 2.0:
+            axes.plot(2.0, y, ">", color=drawing.COLOURS[0], markersize=5)
+    axes.plot([], [], "o", color=drawing.COLOURS[0], label="seconds")
+    axes.plot([], [], "|", color=drawing.COLOURS[1], label="steps")
+    axes.legend(loc="lower right")
+    axes.axvline(1, color=drawing.GREY, linewidth=1)
+    axes.set_xscale("log")
+    ticks = (0.5, 0.7, 0.85, 1, 1.2, 1.5, 2)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_yticks(range(len(each)), [one.arm for one in each])
+    axes.invert_yaxis()
+
+
+def _losses(axes: object, each: Sequence[Standing]) -> None:
+    for y, one in enumerate(each):
+        mean, low, high = one.loss
+        axes.plot([low, high], [y, y], color=drawing.COLOURS[0], linewidth=1.5)
+        axes.plot(mean, y, "o", color=drawing.COLOURS[0], markersize=5)
+    axes.axvline(0, color=drawing.GREY, linewidth=1)
+
+
+def measure(it: regimes.Setting, names: Sequence[str]) -> None:
+    """Run what has not run yet, seed by seed, so that what is there at any time is balanced."""
+    units = []
+    for regime in names:
+        rates = {arm: tuning.tuned(it, regime, arm) for arm in arms.ARMS[regime]}
+        missing = [arm for arm, rate in rates.items() if rate is None]
+        if missing:
+            raise regimes.GradvarError(
+                f"{regime}: no learning rate of {', '.join(missing)}; run experiments/tuning.py first"
+            )
+        units += [
+            ledger.Unit(
+                {"regime": regime, "arm": arm, "seed": seed},
+                arms.race,
+                (it, regime, arm, seed, {"training.learning_rate": rate}),
+            )
+            for seed in range(it.seeds)
+            for arm, rate in rates.items()
+        ]
+    ledger.run(book(it), units, it.jobs)
+
+
+def main() -> None:
+    """Run what is missing, and draw."""
+    it, drawing_alone = regimes.setting(__doc__)
+    names = [regime for regime in arms.ARMS if not it.only or regime in it.only]
+    if not drawing_alone:
+        measure(it, names)
+    draw(it)
+    for regime in names:
+        each = standings(it, regime)
+        for one, sooner, better in zip(
+            each, holm([x.p_sooner for x in each]), holm([x.p_better for x in each]), strict=True
+        ):
+            print(
+                f"{regime}, {one.arm}: seconds {one.seconds} (p {sooner:.3f}), steps {one.steps}, "
+                f"loss {one.loss[0]:+.4f} [{one.loss[1]:+.4f}, {one.loss[2]:+.4f}] (p {better:.3f})"
+            )
+
+
+if __name__ == "__main__":
+    regimes.cleanly(main)

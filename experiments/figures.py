@@ -1,0 +1,76 @@
+"""Draw every figure from the numbers in `figures/`, and write the gallery: no model, no text, seconds.
+
+python experiments/figures.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import confirm
+import convergence
+import glue
+import regimes
+import what_helps
+
+GALLERY = "README.md"
+_HEAD = """# Figures
+
+What the experiments measured: numbers (`NAME.csv`), where they come from (`NAME.provenance.csv`: a row for each unit of
+work, with command, commit, versions, text, hash of the weights, seconds), and the pictures drawn from them by
+`make figures`, as PNG and SVG. The verdicts are in [docs/results.md](../docs/results.md).
+"""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A script with its pictures.
+
+    Attributes:
+        module: The script, with a function `draw`.
+        pictures: Names of the pictures, each with what gives the sentence that it shows.
+    """
+
+    module: ModuleType
+    pictures: dict[str, Callable[[regimes.Setting], str]]
+
+    @property
+    def command(self) -> str:
+        """The command that measures."""
+        doc = self.module.__doc__ or ""
+        return next(line.strip() for line in doc.splitlines() if line.strip().startswith("python experiments/"))
+
+
+EXPERIMENTS = (
+    Experiment(convergence, {"convergence": convergence.finding}),
+    Experiment(confirm, {"confirm": confirm.finding}),
+    Experiment(glue, {"glue": glue.finding}),
+    Experiment(what_helps, {"what_helps": what_helps.finding}),
+)
+
+
+def gallery(it: regimes.Setting) -> str:
+    """Write the gallery of the pictures that are there."""
+    parts = [_HEAD]
+    for each in EXPERIMENTS:
+        for name, finding in each.pictures.items():
+            if (it.figures / f"{name}.png").exists():
+                parts.append(f"## {name}\n\n{finding(it)}\n\n![{name}]({name}.png)\n\n    {each.command}\n")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    """Draw all, and write the gallery."""
+    here = Path(__file__).parent.parent
+    it = regimes.setting(__doc__, ["--draw", "--figures", str(here / "figures")])[0]
+    for each in EXPERIMENTS:
+        each.module.draw(it)
+    (it.figures / GALLERY).write_text(gallery(it), encoding="utf-8")
+    print(f"wrote {it.figures}: {', '.join(sorted(path.name for path in it.figures.glob('*.png')))}, {GALLERY}")
+
+
+if __name__ == "__main__":
+    regimes.cleanly(main)

@@ -1,0 +1,235 @@
+"""The theorem: the variance of a batch gradient is the data's part over B plus the mask's part over B K.
+
+    python experiments/theorem.py --train TRAIN --valid VALID --glue GLUE
+
+Compared: the variance (trace of the covariance, all parameters) of gradients of batches of B sentences with K masks
+each, as predicted, V_data/B + V_mask/(B K), and as measured. At the first weights, the middle and the end of a training
+from scratch, and at a checkpoint that has learnt much (adapted@0); B of 1, 4, 16, 64; K of 1, 2, 8; on training text.
+
+Predicted: `gradvar.decompose` on 512 sentences with 8 masks (seed 0), and its intervals. Measured: 96 batches (fewer of
+the largest: at most 1.6 million tokens a unit), which are independent: sentences are drawn with replacement, masks
+anew. Each gradient is plain autograd of the batch's mean loss. With the running mean of those before it, batch n gives
+d_n = (n-1)/n |G_n - mean|^2, whose expectation is the variance, for every n; interval: Hall's over the d_n. The seeds
+of the batches follow from stage, B and K. The ratio measured/predicted has both errors, on the logarithmic scale.
+
+The theorem holds here if, of the 48 ratios, so many of the 95 % intervals have 1 inside that fewer would be seen with a
+chance of at most 5 % were the intervals exact and independent (43 and more of 48); and if every stage's mean ratio
+over the grid has 1 inside its interval at the level 1 - 0.05/stages. It fails if either is not so. (The ratios of a
+stage share one prediction, whose error is the smaller one; the interval of the mean takes account of it.) That the
+measurement could have told is shown by two rivals, counted where K > 1: masks count like sentences, V/(B K); masks
+count for nothing, V/B. Either should be inside few intervals.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ledger
+import numpy as np
+import ratio
+import regimes
+import stages
+import theorem_figure
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STAGES = {"scratch": (0, 2, 4), "adapted": (0,)}
+_CELLS = 32  # cells of one backward pass
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured.
+
+    Attributes:
+        batches: Sentences of a batch, ``B``.
+        masks: Masks of a sentence, ``K``.
+        replicates: Most batches of a kind.
+        tokens: Most tokens of a kind.
+        sentences: Of the prediction.
+        draws: Masks of each of these.
+    """
+
+    batches: tuple[int, ...] = (1, 4, 16, 64)
+    masks: tuple[int, ...] = (1, 2, 8)
+    replicates: int = 96
+    tokens: int = 1_600_000
+    sentences: int = 512
+    draws: int = 8
+
+
+QUICK = Size(batches=(2,), masks=(2,), replicates=8, sentences=16, draws=4)
+
+
+def predict(stage: regimes.Stage, size: Size) -> ledger.Found:
+    """Predict the variances of all kinds of batches from one study.
+
+    Args:
+        stage: A checkpoint.
+        size: How much is measured.
+
+    Returns:
+        A row for each B and K, and one (B and K empty) with the components and the covariance of their errors.
+    """
+    import gradvar
+
+    objective = _objective(stage)
+    study = gradvar.decompose(objective, sentences=size.sentences, masks=size.draws, seed=0)
+    rows: list[dict[str, Any]] = []
+    for batch in size.batches:
+        for masks in size.masks:
+            found = study.statistics.linear(ratio.coefficients(batch, masks, len(objective)))
+            rows.append(_row(batch, masks, size.sentences, found.estimate, found.low, found.high))
+    covariance = np.cov(study.statistics.contributions, rowvar=False) / size.sentences
+    names = ("covariance_data", "covariance_both", "covariance_mask")
+    rows.append(
+        {
+            "count": size.sentences,
+            "population": len(objective),
+            **dict(zip(("data", "mask"), study.statistics.values.tolist(), strict=True)),
+            **dict(zip(names, covariance[np.triu_indices(2)].tolist(), strict=True)),
+        }
+    )
+    return ledger.Found(rows, stage.train.name, stage.sha256)
+
+
+def measure(stage: regimes.Stage, batch: int, masks: int, size: Size) -> ledger.Found:
+    """Measure the variance of one kind of batch.
+
+    Args:
+        stage: A checkpoint.
+        batch: ``B``.
+        masks: ``K``.
+        size: How much is measured.
+
+    Returns:
+        One row.
+    """
+    from gradvar.decomposition.intervals import hall_interval
+
+    count = min(size.replicates, size.tokens // (batch * masks * stage.max_length))
+    seed = (zlib.crc32(stage.name.encode()), batch, masks)
+    found = increments(gradients(_objective(stage), batch, masks, count, seed))
+    error = float(found.std(ddof=1) / np.sqrt(len(found)))
+    row = _row(batch, masks, count, float(found.mean()), *hall_interval(found))
+    return ledger.Found([{**row, "variance_se": error}], stage.train.name, stage.sha256)
+
+
+def gradients(objective: Any, batch: int, masks: int, count: int, seed: Sequence[int]) -> Iterator[Tensor]:
+    """Draw batches, and differentiate their mean losses by plain autograd.
+
+    Args:
+        objective: A masked LM.
+        batch: Sentences of a batch, drawn with replacement.
+        masks: Masks of each.
+        count: Batches.
+        seed: Of everything that is drawn.
+
+    Yields:
+        ``[parameters]`` the gradient of a batch.
+    """
+    import torch
+
+    random = np.random.default_rng(seed)
+    parameters = [parameter for parameter in objective.model.parameters() if parameter.requires_grad]
+    for _ in range(count):
+        sentences, own = random.integers(len(objective), size=batch), int(random.integers(2**31))
+        objective.model.zero_grad()
+        for number, some in enumerate(apart(sentences.tolist(), max(1, _CELLS // masks))):
+            cells = objective.draw(some, (masks,), own + number)
+            (objective.losses(cells).sum() / (batch * masks)).backward()
+        yield torch.cat(
+            [
+                (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).flatten()
+                for parameter in parameters
+            ]
+        )
+
+
+def apart(sentences: Sequence[int], most: int) -> list[list[int]]:
+    """Cut a batch into parts that have a sentence once: a draw's masks follow from its seed and the sentence.
+
+    Args:
+        sentences: Indices, which may repeat.
+        most: Sentences of a part.
+
+    Returns:
+        The parts.
+    """
+    parts: list[list[int]] = []
+    for sentence in sentences:
+        fitting = (part for part in parts if len(part) < most and sentence not in part)
+        part = next(fitting, None)
+        if part is None:
+            parts.append(part := [])
+        part.append(sentence)
+    return parts
+
+
+def increments(vectors: Iterable[Tensor]) -> np.ndarray:
+    """Return the increments of the centred sum of squares of independent vectors, as they come.
+
+    ``d_n = (n-1)/n |G_n - (G_1 + ... + G_{n-1})/(n-1)|^2`` for the second vector and on. They add up to the centred sum
+    of squares (Chan, Golub and LeVeque 1983). ``G_n`` and the mean before it are independent with the covariances
+    ``C`` and ``C/(n-1)``, so ``E d_n = (n-1)/n (1 + 1/(n-1)) tr C = tr C``.
+
+    Args:
+        vectors: Each ``[parameters]``.
+
+    Returns:
+        ``[vectors - 1]``.
+    """
+    iterator = iter(vectors)
+    mean = next(iterator).double()
+    found = []
+    for number, vector in enumerate(iterator, 2):
+        away = vector.double() - mean
+        found.append((number - 1) / number * float(away.square().sum()))
+        mean = mean + away / number
+    return np.array(found)
+
+
+def _objective(stage: regimes.Stage) -> Any:
+    import gradvar
+
+    return gradvar.MaskedLM.from_checkpoint(stage.folder, stage.train, max_length=stage.max_length)
+
+
+def _row(batch: int, masks: int, count: int, value: Any, low: Any, high: Any) -> dict[str, Any]:
+    names = ("batch", "masks", "count", "variance", "variance_low", "variance_high")
+    return dict(zip(names, (batch, masks, count, value, low, high), strict=True))
+
+
+def units(it: regimes.Setting) -> list[ledger.Unit]:
+    """Return what is to be done: for each stage, a prediction and each kind of batch."""
+    size, found = QUICK if it.quick else Size(), []
+    wanted = {"adapted": (0,)} if it.quick else STAGES
+    for stage in stages.there(it, wanted):
+        found.append(ledger.Unit({"stage": stage.name, "part": "predicted"}, predict, (stage, size)))
+        for batch in size.batches:
+            for masks in size.masks:
+                key = {"stage": stage.name, "part": "measured", "batch": batch, "masks": masks}
+                found.append(ledger.Unit(key, measure, (stage, batch, masks, size)))
+    return found
+
+
+def book(it: regimes.Setting) -> ledger.Ledger:
+    """Return the numbers of this experiment."""
+    return ledger.Ledger(Path(it.figures) / "theorem.csv")
+
+
+def draw(it: regimes.Setting) -> None:
+    """Draw what the numbers say, and say it."""
+    theorem_figure.draw(book(it))
+
+
+if __name__ == "__main__":
+    setting, only_draw = regimes.setting(__doc__)
+    if not only_draw:
+        ledger.run(book(setting), units(setting), setting.jobs)
+    draw(setting)

@@ -1,0 +1,215 @@
+r"""What would change the answer: does the predicted batch gain rank the arms as their training does?
+
+Pre-stated. At three stages of each regime's reference run (an eighth, a quarter and a half of its steps), for every arm
+of the race, the batch gain at the batch of the race (`alignment.py`) is measured on 24 groups of 32 cells from the
+training text, by plain autograd, under the arm's own masks and weights; a MAPNet is fitted to the stage and used as its
+calibration says. Predicted: the geometric mean of the gains over the stages, divided by the cost of the arm's step.
+Realised: how much sooner than uniform masks the arm is at the target loss, in seconds (`convergence.py`). The question
+is whether the predicted gains rank the realised speeds: Kendall's tau over all arms of a regime, with its p-value.
+Where a gain is not resolved at a stage, the stage is left out for that arm. Masks that are stratified over epochs are
+uniform in every step, so their predicted gain is one.
+
+    python experiments/what_helps.py --train TRAIN --valid VALID --glue GLUE
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import alignment
+import arms
+import convergence
+import cost
+import drawing
+import ledger
+import numpy as np
+import regimes
+from scipy import stats
+
+GROUPS, CELLS = 24, 32
+STAGES = (1, 2, 3)
+FEWEST = 3  # arms of a regime that are ranked
+SENTENCES = {"scratch": 16384, "adapted": 640, "published": 640}
+"""To which a MAPNet is fitted; the film reviews have no more."""
+
+
+def book(it: regimes.Setting) -> ledger.Ledger:
+    """Return the numbers of this experiment."""
+    return ledger.Ledger(it.figures / "what_helps.csv")
+
+
+def measure_stage(it: regimes.Setting, regime: str, stage: regimes.Stage, batch: int) -> ledger.Found:
+    """Measure the batch gains of all arms at one stage.
+
+    Args:
+        it: The setting.
+        regime: The regime.
+        stage: Where.
+        batch: Cells of a step of the race.
+
+    Returns:
+        A row an arm.
+    """
+    from gradvar import MaskedLM
+
+    options: dict[str, Any] = {"max_length": stage.max_length, "contexts": 2}
+    uniform = MaskedLM.from_checkpoint(stage.folder, stage.train, **options)
+    network, proposal = _mapnet(it, regime, uniform)
+    fitted = MaskedLM.from_checkpoint(stage.folder, stage.train, mapnet=network, **options)
+    order = np.random.default_rng(0).permutation(len(uniform))
+    groups = 4 if it.quick else GROUPS
+    cells = min(CELLS, len(uniform) // groups)
+    blocks = [order[at * cells : (at + 1) * cells] for at in range(groups)]
+    base = group_means(uniform, blocks, 1)
+    rows = []
+    for arm, changes in arms.ARMS[regime].items():
+        if arm in (arms.BASELINE, "epoch-stratified"):
+            continue
+        text, masks = changes.get("masking.proposal", "uniform/simple"), changes.get("masking.masks", 1)
+        if text in ("mapnet/pps", "mapnet-permuted/pps"):
+            text = proposal if text.startswith("mapnet/") else proposal.replace("mapnet", "mapnet-permuted", 1)
+        if "masking.mask_rate" in changes:
+            text = f"{text}@{changes['masking.mask_rate']:g}"
+        objective = fitted.under(text)
+        own = group_means(objective, blocks, masks)
+        unbiased = objective.proposal.design.unbiased == "every model" and "@" not in text
+        grams = alignment.Grams(base @ base.T, own @ base.T, own @ own.T, cells, unbiased)
+        gain = alignment.batch_gain(grams, batch)
+        row = {"arm": arm, "proposal": text, "batch": batch, "gain": gain.estimate, "gain_low": gain.low}
+        rows.append(row | {"gain_high": gain.high})
+    return ledger.Found(rows, stage.train.name, stage.sha256)
+
+
+def _mapnet(it: regimes.Setting, regime: str, objective: Any) -> tuple[Any, str]:
+    """Fit a MAPNet; return it with the proposal by which it is to be used for single positions."""
+    from gradvar.fitting import Options, fit_mapnet
+
+    many = SENTENCES[regime]
+    epochs = max(1, 16384 // (8 * many))
+    count, epochs = (64, 1) if it.quick else (min(many, len(objective) - 32), epochs)
+    fit = fit_mapnet(objective, Options(epochs=epochs), sentences=count, held_out=16, seed=0)
+    return fit.network, fit.proposal if "/pps" in str(fit.proposal) else "mapnet/pps"
+
+
+def group_means(objective: Any, blocks: list[np.ndarray], masks: int) -> np.ndarray:
+    """Return the mean gradients of groups of cells, ``[groups, parameters]`` in float64, by plain autograd.
+
+    Args:
+        objective: A masked LM under the arm's proposal.
+        blocks: Sentences of each group, one for each of its cells; an arm with several masks a sentence takes as many
+            fewer of them.
+        masks: Masks of a sentence, beside those that its design draws together.
+
+    Returns:
+        The gradients of the mean losses.
+    """
+    import torch
+
+    together = objective.proposal.design.cells
+    each = masks * together
+    draws = (masks, together) if together > 1 else (masks,)
+    parameters = [p for p in objective.model.parameters() if p.requires_grad]
+    found = []
+    for number, block in enumerate(blocks):
+        batch = objective.draw(block[: len(block) // each].tolist(), draws, seed=number)
+        objective.model.zero_grad(set_to_none=True)
+        objective.losses(batch).mean().backward()
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        found.append(torch.cat([part.flatten() for part in parts]).double().numpy())
+    objective.model.zero_grad(set_to_none=True)
+    return np.stack(found)
+
+
+def predicted(it: regimes.Setting, regime: str) -> dict[str, tuple[float, float, float]]:
+    """Return gain over cost by arm: the geometric mean over stages, with an interval from those of the stages."""
+    logs: dict[str, list[tuple[float, float]]] = {}
+    for row in book(it).rows():
+        if row["regime"] == regime and row["gain"]:
+            middle, low, high = (np.log(float(row[name])) for name in ("gain", "gain_low", "gain_high"))
+            logs.setdefault(row["arm"], []).append((middle, (high - low) / (2 * 1.96)))
+    costs = cost.ratios(it, regime)
+    if "epoch-stratified" in costs:
+        logs["epoch-stratified"] = [(0.0, 0.0)]
+    found = {}
+    for arm, parts in logs.items():
+        if arm in costs:
+            middle, errors = np.array(parts).T
+            centre, error = middle.mean() - np.log(costs[arm][0]), np.sqrt((errors**2).sum()) / len(errors)
+            found[arm] = tuple(np.exp([centre, centre - 1.96 * error, centre + 1.96 * error]).tolist())
+    return found
+
+
+def both(it: regimes.Setting, regime: str) -> list[tuple[str, tuple[float, ...], tuple[float, ...]]]:
+    """Return arm, predicted gain and realised speed, each with its interval, where both are known."""
+    gains = predicted(it, regime)
+    found = []
+    for one in convergence.standings(it, regime):
+        low, high = one.seconds.interval or (one.seconds.low, one.seconds.high)
+        if one.arm in gains and one.seconds.low == one.seconds.high:
+            found.append((one.arm, gains[one.arm], (1 / one.seconds.low, 1 / high, 1 / low)))
+    return found
+
+
+def agreement(points: list[tuple[str, tuple[float, ...], tuple[float, ...]]]) -> tuple[float, float]:
+    """Return Kendall's tau of predicted gains and realised speeds, with its p-value."""
+    found = stats.kendalltau([gain[0] for _, gain, _ in points], [speed[0] for _, _, speed in points])
+    return float(found.statistic), float(found.pvalue)
+
+
+def finding(it: regimes.Setting) -> str:
+    """Say what the picture shows."""
+    said = []
+    for regime in arms.ARMS:
+        points = both(it, regime)
+        if len(points) >= FEWEST:
+            tau, p = agreement(points)
+            said.append(f"*{regime}*: Kendall's τ {tau:.2f} over {len(points)} arms (p = {p:.2g})")
+    return f"Predicted gains and realised speeds: {'; '.join(said)}."
+
+
+def draw(it: regimes.Setting) -> None:
+    """Draw realised speed against predicted gain, a panel a regime."""
+    shown = {regime: points for regime in arms.ARMS if len(points := both(it, regime)) >= FEWEST}
+    if not shown:
+        return
+    made, axes = drawing.figure(len(shown), 1, 4.6 * len(shown), 4.6, squeeze=False)
+    for axis, (regime, points) in zip(axes[0], shown.items(), strict=True):
+        for number, (arm, gain, speed) in enumerate(points):
+            colour = drawing.COLOURS[number % len(drawing.COLOURS)]
+            errors = [[[x[0] - x[1]], [x[2] - x[0]]] for x in (gain, speed)]
+            axis.errorbar(gain[0], speed[0], errors[1], errors[0], marker="o", markersize=4, color=colour, linewidth=1)
+            axis.annotate(arm, (gain[0], speed[0]), (4, 4), textcoords="offset points", fontsize=7, color=colour)
+        ends = [end for _, *each in points for x in each for end in x[:1]]
+        line = np.array([min(*ends, 1) * 0.95, max(*ends, 1) * 1.05])
+        axis.plot(line, line, color=drawing.GREY, linewidth=1, linestyle=":")
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        tau, p = agreement(points)
+        title = f"{regime}: Kendall's τ {tau:.2f} over {len(points)} arms (p = {p:.2g})"
+        drawing.finish(
+            axis, title, "predicted batch gain over cost (95 %)", "realised speed beside uniform masks (95 %)"
+        )
+    drawing.save(made, it.figures / "what_helps")
+
+
+def main() -> None:
+    """Measure what is missing, and draw."""
+    it, drawing_alone = regimes.setting(__doc__)
+    names = [regime for regime in arms.ARMS if not it.only or regime in it.only]
+    if not drawing_alone:
+        units = []
+        for regime in names:
+            batch = regimes.recipe(it, regime, 0).training.batch
+            every = regimes.stages(it, regime)
+            for stage in (every[number] for number in STAGES[: 1 if it.quick else None]):
+                key = {"regime": regime, "stage": stage.name}
+                units.append(ledger.Unit(key, measure_stage, (it, regime, stage, batch)))
+        ledger.run(book(it), units, it.jobs)
+    draw(it)
+    for regime in names:
+        for arm, gain, speed in both(it, regime):
+            print(f"{regime}, {arm}: predicted {gain[0]:.3f}, realised {speed[0]:.3f}")
+
+
+if __name__ == "__main__":
+    regimes.cleanly(main)

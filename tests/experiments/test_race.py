@@ -1,0 +1,178 @@
+"""The arithmetic of the race: p-values, Holm's correction, alignment and batch gain, targets, and what is resumed."""
+
+import itertools
+import sys
+from math import inf
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import optimize, stats
+
+from gradvar.racing.times import Time
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "experiments"))
+import alignment  # noqa: E402
+import arms  # noqa: E402
+import convergence  # noqa: E402
+import ledger  # noqa: E402
+import regimes  # noqa: E402
+import tuning  # noqa: E402
+
+sys.path.pop(0)
+
+
+def setting(folder, **values):
+    return regimes.Setting(
+        **{"train": folder, "valid": folder, "encoder": folder, "glue": folder, "work": folder, "figures": folder,
+           "jobs": 0, "seeds": 2, "quick": False, **values}
+    )  # fmt: skip
+
+
+def test_holm_of_an_example_by_hand():
+    assert convergence.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_lies_between_the_p_values_and_bonferroni(p_values):
+    corrected = convergence.holm(p_values)
+    for p, found in zip(p_values, corrected, strict=True):
+        assert p <= found <= max(p, min(1, len(p_values) * p)) + 1e-12
+    assert np.array_equal(np.argsort(p_values, kind="stable"), np.lexsort((p_values, corrected))) or len(
+        set(p_values)
+    ) < len(p_values)
+
+
+def test_holm_keeps_the_family_wise_error():
+    # 20,000 families of 5 true hypotheses: 5 % of them may be wrong anywhere; false alarm of this test 1e-6 (z = 4.9).
+    families = np.random.default_rng(0).uniform(size=(20_000, 5))
+    wrong = np.mean([min(convergence.holm(list(family))) < 0.05 for family in families])
+    assert wrong < 0.05 + 4.9 * np.sqrt(0.05 * 0.95 / 20_000)
+
+
+def test_known_times_are_compared_by_students_test_and_bounded_ones_by_their_sides():
+    known = [(Time(a, a), Time(b, b)) for a, b in ((80, 100), (85, 100), (95, 100), (90, 110))]
+    logs = np.log([0.8, 0.85, 0.95, 90 / 110])
+    assert convergence.p_of_times(known) == pytest.approx(stats.ttest_1samp(logs, 0).pvalue)
+    late = [*known, (Time(120, inf), Time(100, 100)), (Time(120, inf), Time(120, inf))]
+    assert convergence.p_of_times(late) == pytest.approx(2 * (1 + 5) / 2**5)  # 4 of 5 that tell
+
+
+def curve(*losses):
+    return np.arange(1.0, len(losses) + 1), np.array(losses)
+
+
+def test_an_arm_that_costs_more_is_later_by_as_much():
+    uniform = {seed: curve(3.0, 2.0 + 0.01 * seed, 1.0) for seed in range(3)}
+    found = convergence.standing("scratch", "x", uniform, uniform, 1.5, (1.25, 1.2, 1.3))
+    assert (found.steps.low, found.steps.high) == (1.0, 1.0)
+    assert found.seconds.low == pytest.approx(1.25)
+    assert found.loss == (0.0, 0.0, 0.0)
+    assert found.p_better == 1.0
+
+
+def test_only_seeds_of_both_arms_are_paired():
+    own, uniform = {0: curve(2, 1), 1: curve(2, 0.5), 7: curve(9, 9)}, {0: curve(3, 2), 1: curve(3, 2), 2: curve(0, 0)}
+    found = convergence.standing("scratch", "x", own, uniform, 1.9, (1.0, 1.0, 1.0))
+    assert found.pairs == 2
+    assert found.loss[0] == pytest.approx(-1.25)
+    assert convergence.standing("scratch", "x", {0: own[0]}, uniform, 1.9, (1.0, 1.0, 1.0)) is None
+
+
+CELLS = np.random.default_rng(1).normal(1.0, 2.0, size=(4, 3))  # a population of four cells' gradients
+
+
+def test_moments_are_unbiased_over_all_pairs_of_groups():
+    signal, noise = CELLS.mean(axis=0) @ CELLS.mean(axis=0), CELLS.var(axis=0).sum()
+    each = [
+        alignment._moments(g @ g.T, 1) for g in (CELLS[list(pair)] for pair in itertools.product(range(4), repeat=2))
+    ]
+    assert np.mean(each, axis=0) == pytest.approx([signal, noise], abs=1e-12)
+
+
+def exact(mu, own, noise, own_noise, cells, groups=6, unbiased=False):
+    """Inner products as they are on average."""
+    eye = np.eye(groups)
+    return alignment.Grams(
+        mu @ mu + eye * noise / cells, own @ mu + 0 * eye, own @ own + eye * own_noise / cells, cells, unbiased
+    )
+
+
+MU = np.array([1.0, -2.0, 0.5])
+
+
+@pytest.mark.parametrize("own", [MU, 3.0 * MU, np.array([1.5, -1.0, 0.7])])
+def test_the_batch_of_uniform_masks_grown_by_the_gain_is_aimed_as_well(own):
+    noise, own_noise, batch = 400.0, 300.0, 16
+    gain = alignment.batch_gain(exact(MU, own, noise, own_noise, 32), batch).estimate
+    efficiency = (own @ MU) ** 2 / (MU @ MU * (own @ own + own_noise / batch))
+    wanted = optimize.brentq(lambda size: 1 / (1 + noise / (MU @ MU) / size) - efficiency, 1e-6, 1e6)
+    assert gain == pytest.approx(wanted / batch)
+
+
+def test_scale_is_of_no_account_and_an_unbiased_arm_needs_no_signal():
+    one, ten = (alignment.batch_gain(exact(MU, s * MU, 400.0, s * s * 300.0, 32), 16).estimate for s in (1, 10))
+    assert one == pytest.approx(ten)
+    assert one == pytest.approx(400 / 300)
+    unbiased = exact(0 * MU, 0 * MU, 400.0, 300.0, 32, unbiased=True)
+    assert alignment.batch_gain(unbiased, 16).estimate == pytest.approx(400 / 300)
+    assert alignment.batch_gain(exact(0 * MU, 0 * MU, 400.0, 300.0, 32), 16).estimate is None
+
+
+def test_the_interval_of_a_gain_holds_it():
+    # 400 studies of 24 groups; the jackknife's interval should hold the truth in 95 %, here within 3.5 errors: 4e-4.
+    rng, hits = np.random.default_rng(2), 0
+    for _ in range(400):
+        shared = rng.normal(0, 2.0, size=(24, 1, 40))  # what an arm and uniform masks have in common: the sentences
+        g, h = (shared + rng.normal(0, s, size=(24, 8, 40)) for s in (3.0, 2.4))
+        g, h = g.mean(axis=1), h.mean(axis=1)
+        found = alignment.batch_gain(alignment.Grams(g @ g.T, h @ g.T, h @ h.T, 8, True), 16)
+        truth = (4.0 + 9.0 / 8) / (4.0 + 2.4**2 / 8)
+        hits += found.low <= truth <= found.high
+    assert hits / 400 > 0.95 - 3.5 * np.sqrt(0.95 * 0.05 / 400)
+
+
+def test_the_target_is_the_loss_at_four_fifths_of_uniform_runs(tmp_path):
+    it = setting(tmp_path)
+    book = tuning.book(it)
+    for seed, end in ((200, 1.0), (201, 2.0)):
+        key = {"regime": "scratch", "arm": "uniform", "what": "target", "learning_rate": 1.5e-3, "seed": seed}
+        rows = [{"step": step, "loss": 11.0 - step + end} for step in range(0, 11, 5)]
+        assert tuning.target(it, "scratch") is None
+        book.add(key, ledger.Found(rows), 1.0)
+    assert tuning.target(it, "scratch") == pytest.approx(11.0 - 8.0 + 1.5)
+
+
+def test_a_grid_goes_on_once_where_its_best_rate_is_at_an_end(tmp_path):
+    it = setting(tmp_path)
+    book, low, middle, high = tuning.book(it), *tuning.GRIDS["scratch"]
+
+    def tell(rate, loss):
+        key = {"regime": "scratch", "arm": "placebo", "what": "rate", "learning_rate": rate, "seed": 200}
+        book.add(key, ledger.Found([{"step": 1, "loss": 9.0}, {"step": 2, "loss": loss}]), 1.0)
+
+    for rate, loss in ((low, 3.0), (middle, 2.0), (high, 1.0)):
+        assert tuning.tuned(it, "scratch", "placebo") is None
+        tell(rate, loss)
+    assert tuning.tuned(it, "scratch", "placebo") is None
+    assert tuning._beyond(tuning._ends(it, "scratch", "placebo")) == 2 * high
+    tell(2 * high, float("nan"))  # it diverged
+    assert tuning.tuned(it, "scratch", "placebo") == high
+
+
+def test_every_arm_is_a_recipe_and_has_a_folder_of_its_own(tmp_path):
+    it = setting(tmp_path, train=ROOT / "README.md", valid=ROOT / "README.md", quick=True)
+    for regime, each in arms.ARMS.items():
+        if regime == "published":
+            continue  # its recipe begins with a training
+        folders = {arms.folder(it, regime, arm, 0, {}) for arm in each}
+        assert len(folders) == len(each)
+
+
+def test_the_sentences_of_film_reviews_are_those_that_are_no_part_of_others(tmp_path):
+    rows = ["a fine film", "fine", "a fine film", "a film", "it 's a fine film , really"]
+    (tmp_path / "SST-2.train.tsv").write_text("sentence\tlabel\n" + "".join(f"{row} \t1\n" for row in rows))
+    assert regimes._sentences(tmp_path / "SST-2.train.tsv") == ["a film", "it 's a fine film , really"]
