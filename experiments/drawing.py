@@ -68,5 +68,9 @@ def with_interval(axes: Any, x: Sequence[float], rows: Sequence[dict[str, str]],
 def save(made: Figure, path: Path) -> None:
     """Write a figure as PNG and SVG, without dates or versions."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    made.draw_without_rendering()
+    made.set_layout_engine("none")
+    for axes in made.axes:  # the solver of the layout is not the same in the last digits every time
+        axes.set_position([round(float(end), 5) for end in axes.get_position().bounds])
     for ending, unnamed in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         made.savefig(path.with_suffix(f".{ending}"), dpi=130, metadata=unnamed)

@@ -1,0 +1,134 @@
+"""What the studies of stages share: which stages there are, their masked LMs and MAPNets, and estimates as columns."""
+
+from __future__ import annotations
+
+import lzma
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import regimes
+
+from gradvar import Estimate, GradvarError
+
+if TYPE_CHECKING:
+    from gradvar.fitting import Options
+    from gradvar.huggingface.masked_lm import MaskedLM
+    from gradvar.report.fit import Fit
+
+SHORT = 16
+"""Tokens of a sequence with ``--quick``."""
+CHARACTERS = 6_000_000
+"""Of a training text, from its beginning: enough for a MAPNet, and quickly read."""
+MOST_EPOCHS = 8
+"""Of a fit, where a text is short: each of them masks its sentences anew."""
+
+
+def pick(it: regimes.Setting, wanted: Mapping[str, Sequence[int]]) -> list[tuple[int, regimes.Stage]]:
+    """Return the stages that there are, with the beginning of their training text; say which regimes are left out.
+
+    Args:
+        it: The setting; ``only`` may name regimes or stages.
+        wanted: By regime, positions in `regimes.STAGES`.
+
+    Returns:
+        Position and stage, in order. With ``--quick`` their sequences are short, and *published*, whose head and MAPNet
+        would have to be trained first, is there only if it is named.
+
+    Raises:
+        SystemExit: If there is none.
+    """
+    found: list[tuple[int, regimes.Stage]] = []
+    for regime, positions in wanted.items():
+        named = [name for name in it.only if name.partition("@")[0] == regime]
+        if it.only and not named:
+            continue
+        if it.quick and regime == "published" and not named:
+            print(f"{regime} is left out of --quick; --only {regime} does it", flush=True)
+            continue
+        try:
+            every = regimes.stages(it, regime)
+        except GradvarError as error:
+            print(f"{regime} is left out: {error}", flush=True)
+            continue
+        some = [(position, every[position]) for position in positions]
+        found += [each for each in some if not named or regime in named or each[1].name in named]
+    if not found:
+        raise SystemExit(f"there is no stage{' of ' + ', '.join(it.only) if it.only else ''}; see what is left out")
+    most = SHORT if it.quick else max(stage.max_length for _, stage in found)
+    return [
+        (at, replace(stage, train=beginning(it, stage.train), max_length=min(stage.max_length, most)))
+        for at, stage in found
+    ]
+
+
+def beginning(it: regimes.Setting, text: Path) -> Path:
+    """Return the first `CHARACTERS` of a text, up to the end of a document; the text itself if it is no longer."""
+    with lzma.open(text, "rt", encoding="utf-8") if text.suffix == ".xz" else text.open(encoding="utf-8") as file:
+        head = file.read(CHARACTERS + 1)
+    if len(head) <= CHARACTERS:
+        return text
+    path = it.work / "texts" / f"beginning-of-{text.name.removesuffix('.xz')}"
+    if not path.exists():
+        regimes.write(path, head[: head.rindex("\n\n")] + "\n")
+    return path
+
+
+def masked_lm(stage: regimes.Stage, text: Path, contexts: int) -> MaskedLM:
+    """Load a stage with a text, under uniform masks."""
+    from gradvar import MaskedLM
+
+    return MaskedLM.from_checkpoint(stage.folder, text, max_length=stage.max_length, contexts=contexts)
+
+
+def fit(objective: MaskedLM, options: Options, seen: int, held_out: int, seed: int) -> Fit:
+    """Fit a MAPNet.
+
+    Args:
+        objective: The masked LM.
+        options: How; their epochs are not used.
+        seen: Sentences that it sees: as many others or, of a short text, all of them in up to `MOST_EPOCHS` epochs.
+        held_out: Sentences that judge it.
+        seed: Of the fit.
+
+    Returns:
+        The fit.
+    """
+    from gradvar.fitting import fit_mapnet
+
+    count = min(seen, len(objective) - held_out)
+    options = replace(options, epochs=max(1, min(MOST_EPOCHS, round(seen / count))))
+    return fit_mapnet(objective, options, sentences=count, held_out=held_out, seed=seed)
+
+
+def columns(estimates: Mapping[str, Estimate]) -> dict[str, float | None]:
+    """Return estimates as columns ``NAME``, ``NAME_low``, ``NAME_high``; None where something is not resolved."""
+    found: dict[str, float | None] = {}
+    for name, of in estimates.items():
+        found |= {name: of.estimate, f"{name}_low": of.low, f"{name}_high": of.high}
+    return found
+
+
+def number(row: Mapping[str, str], name: str) -> float | None:
+    """Return a number of a row of text; None where there is none."""
+    return float(row[name]) if row.get(name) else None
+
+
+def by_stage(rows: Sequence[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
+    """Sort rows into their stages, these by regime and step."""
+    order = ("scratch", "adapted", "published")
+
+    def place(stage: str) -> tuple[int, int]:
+        regime, _, step = stage.partition("@")
+        return order.index(regime), int(step)
+
+    return {
+        name: [row for row in rows if row["stage"] == name] for name in sorted({r["stage"] for r in rows}, key=place)
+    }
+
+
+def span(values: Sequence[float], digits: int = 1) -> str:
+    """Write the lowest and the highest of some numbers, or the one that both are."""
+    low, high = (f"{round(end, digits) + 0.0:.{digits}f}" for end in (min(values), max(values)))  # no minus zero
+    return low if low == high else f"{low} to {high}"

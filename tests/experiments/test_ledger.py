@@ -1,0 +1,150 @@
+"""The ledger of the experiments: what is done stays done, and numbers are never doubled or half there."""
+
+import importlib
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+EXPERIMENTS = str(Path(__file__).parents[2] / "experiments")
+sys.path.insert(0, EXPERIMENTS)
+ledger = importlib.import_module("ledger")
+sys.path.remove(EXPERIMENTS)
+
+
+@pytest.fixture
+def book(tmp_path):
+    return ledger.Ledger(tmp_path / "numbers.csv")
+
+
+def found(*values):
+    return ledger.Found([{"value": value} for value in values], "text.txt", "0123")
+
+
+def work(log, name):
+    with log.open("a") as file:
+        file.write(name)
+    return found(name)
+
+
+def failing(kind):
+    raise kind("out of luck")
+
+
+def values(book):
+    return [row["value"] for row in book.rows()]
+
+
+def units(log, names):
+    return [ledger.Unit({"name": name}, work, (log, name)) for name in names]
+
+
+def test_a_unit_that_is_done_is_not_done_again(book, tmp_path, capsys):
+    log = tmp_path / "log"
+    ledger.run(book, units(log, "ab"), jobs=0)
+    ledger.run(book, units(log, "abc"), jobs=0)
+    assert sorted(log.read_text()) == sorted(values(book)) == ["a", "b", "c"]
+    assert "2 of 3 units are done" in capsys.readouterr().out
+
+
+def test_the_others_are_done_where_units_fail_and_those_alone_are_left(book, tmp_path, capsys):
+    log = tmp_path / "log"
+    bad = [ledger.Unit({"name": kind.__name__}, failing, (kind,)) for kind in (ValueError, OSError)]
+    with pytest.raises(SystemExit, match=r"2 of 3 units failed; the first: name .*: out of luck"):
+        ledger.run(book, [*bad, *units(log, "a")], jobs=0)
+    assert values(book) == ["a"]
+    assert not book.done(bad[0].key)
+    ledger.run(book, units(log, ["ValueError", "a"]), jobs=0)
+    assert log.read_text() == "aValueError"
+
+
+def test_units_are_done_in_processes_of_their_own(book, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    bad = ledger.Unit({"name": "bad"}, failing, (ValueError,))
+    usual = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit, match="1 of 2 units failed; the first: name bad: out of luck"):
+            ledger.run(book, [bad, *units(tmp_path / "log", "a")])
+    finally:
+        signal.signal(signal.SIGTERM, usual)
+    assert values(book) == ["a"]
+    assert float(ledger._read(book.provenance)[0]["seconds"]) >= 0
+
+
+KEY = {"arm": 'mapnet, "weighted" sets', "rate": 1e-3, "size": 0.5, "seed": 1, "none": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({}, True),
+        ({"rate": 0.001}, True),
+        ({"rate": 0.1 / 100}, True),  # but for rounding
+        ({"rate": 2e-3}, False),
+        ({"seed": 11}, False),
+        ({"size": 1}, False),
+        ({"arm": "mapnet"}, False),
+        ({"none": "x"}, False),
+    ],
+)
+def test_a_unit_is_known_by_its_key(book, change, same):
+    book.add(KEY, found(0.25), 1.0)
+    assert book.done({**KEY, **change}) == same
+    book.add({**KEY, **change}, found(0.5), 1.0)
+    assert values(book) == (["0.5"] if same else ["0.25", "0.5"])
+
+
+def test_a_key_reads_as_it_was_written(book):
+    book.add(KEY, found(1 / 3), 1.0)
+    row = {"arm": KEY["arm"], "rate": "0.001", "size": "0.5", "seed": "1", "none": "", "value": "0.33333333"}
+    assert book.rows() == [row]
+
+
+def test_rows_of_a_unit_that_was_cut_off_between_the_files_are_replaced(book, monkeypatch):
+    book.add({"seed": 0}, found(1, 2), 1.0)
+    write = ledger._write
+
+    def cut_off(path, rows):
+        if path == book.provenance:
+            raise KeyboardInterrupt
+        write(path, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "_write", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            book.add({"seed": 1}, found(3, 4), 1.0)
+    assert values(book) == ["1", "2", "3", "4"]
+    assert not book.done({"seed": 1})
+    book.add({"seed": 1}, found(5), 1.0)
+    assert values(book) == ["1", "2", "5"]
+    assert book.done({"seed": 1})
+
+
+def test_a_write_that_is_cut_off_leaves_what_was_there(book, monkeypatch):
+    book.add({"seed": 0}, found(1), 1.0)
+    before = book.path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger.os, "replace", lambda *_: failing(OSError))
+        with pytest.raises(OSError, match="out of luck"):
+            book.add({"seed": 1}, found(2), 1.0)
+    assert book.path.read_bytes() == before
+    book.add({"seed": 1}, found(2), 1.0)  # over what was left of the other
+    assert values(book) == ["1", "2"]
+    assert {path.name for path in book.path.parent.iterdir()} == {"numbers.csv", "numbers.provenance.csv"}
+
+
+def test_units_with_other_columns_go_together(book):
+    book.add({"seed": 0}, ledger.Found([{"a": 1}]), 1.0)
+    book.add({"seed": 1}, ledger.Found([{"b": None}, {"b": True}]), 1.0)
+    assert [(row["a"], row["b"]) for row in book.rows()] == [("1", ""), ("", ""), ("", "True")]
+
+
+def test_the_provenance_names_files_without_their_places(book, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/home/me/experiments/race.py", "--train", "/data/text.txt", "--jobs", "2"])
+    book.add({"seed": 0}, found(1), 12.4)
+    row = ledger._read(book.provenance)[0]
+    assert row["command"] == "python experiments/race.py --train text.txt --jobs 2"
+    assert (row["seed"], row["data"], row["checkpoint"], row["seconds"]) == ("0", "text.txt", "0123", "12")
+    assert row["versions"].startswith("python ")
