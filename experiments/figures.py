@@ -13,7 +13,15 @@ from types import ModuleType
 import confirm
 import convergence
 import glue
+import mapnet_figures
+import mapnet_quality
+import over_training
+import over_training_figures
+import proposals
+import proposals_figures
 import regimes
+import theorem
+import theorem_figure
 import what_helps
 
 GALLERY = "README.md"
@@ -44,7 +52,35 @@ class Experiment:
         return next(line.strip() for line in doc.splitlines() if line.strip().startswith("python experiments/"))
 
 
+def _theorem(it: regimes.Setting) -> str:
+    return "; ".join(theorem_figure.verdict(theorem_figure.read(theorem.book(it).rows()))[1]) + "."
+
+
+def _over_training(name: str) -> Callable[[regimes.Setting], str]:
+    def finding(it: regimes.Setting) -> str:
+        book = over_training.book(it)
+        return over_training_figures.sentences(book.rows(), book.layers.rows())[name]
+
+    return finding
+
+
+def _proposals(paying: bool) -> Callable[[regimes.Setting], str]:
+    def finding(it: regimes.Setting) -> str:
+        lines = proposals_figures.findings(proposals.book(it).rows())
+        return "; ".join(line for line in lines if ("at equal cost" in line) is paying) + "."
+
+    return finding
+
+
+def _mapnet(it: regimes.Setting) -> str:
+    return "; ".join(mapnet_figures.findings(mapnet_quality.book(it).rows())) + "."
+
+
 EXPERIMENTS = (
+    Experiment(theorem, {"theorem": _theorem}),
+    Experiment(over_training, {name: _over_training(name) for name in over_training_figures.PICTURES}),
+    Experiment(proposals, {"proposals": _proposals(False), "proposals_cost": _proposals(True)}),
+    Experiment(mapnet_quality, {"mapnet_quality": _mapnet}),
     Experiment(convergence, {"convergence": convergence.finding}),
     Experiment(confirm, {"confirm": confirm.finding}),
     Experiment(glue, {"glue": glue.finding}),

@@ -95,7 +95,7 @@ def draw(rows: Rows, folder: Path) -> None:
         folder: For the figure.
     """
     if not rows:
-        print("mapnet-quality.csv holds no numbers yet; nothing is drawn")
+        print("mapnet_quality.csv holds no numbers yet; nothing is drawn")
         return
     compared = _compared(rows)
     width = 5.0 + 3.4 * len(compared)
@@ -104,7 +104,7 @@ def draw(rows: Rows, folder: Path) -> None:
     _through_training(axes[0, 0], measuring.by_stage([row for row in rows if is_default(row)]))
     for panel, (stage, some) in zip(axes[0, 1:], compared.items(), strict=True):
         _beside_default(panel, stage, some)
-    drawing.save(made, folder / "mapnet-quality")
+    drawing.save(made, folder / "mapnet_quality")
     print("\n".join(findings(rows)))
 
 

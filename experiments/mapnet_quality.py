@@ -141,9 +141,14 @@ def row_of(fit: Fit) -> dict[str, Any]:
     }
 
 
+def book(it: regimes.Setting) -> ledger.Ledger:
+    """Return the numbers of this experiment."""
+    return ledger.Ledger(it.figures / "mapnet_quality.csv")
+
+
 def draw(it: regimes.Setting) -> None:
     """Draw what is there, and say what was found."""
-    mapnet_figures.draw(ledger.Ledger(it.figures / "mapnet-quality.csv").rows(), it.figures)
+    mapnet_figures.draw(book(it).rows(), it.figures)
 
 
 def main() -> None:
@@ -151,7 +156,7 @@ def main() -> None:
     it, drawing_only = regimes.setting(__doc__)
     if not drawing_only:
         wanted = {regime: places[-1:] if it.quick else places for regime, places in POSITIONS.items()}
-        ledger.run(ledger.Ledger(it.figures / "mapnet-quality.csv"), units(it, measuring.pick(it, wanted)), it.jobs)
+        ledger.run(book(it), units(it, measuring.pick(it, wanted)), it.jobs)
     draw(it)
 
 

@@ -192,8 +192,13 @@ def draw(it: regimes.Setting) -> None:
     over_training_figures.draw(book(it).rows(), book(it).layers.rows(), Path(it.figures))
 
 
+def main() -> None:
+    """Measure what is missing, and draw."""
+    it, drawing_only = regimes.setting(__doc__)
+    if not drawing_only:
+        ledger.run(book(it), units(it), it.jobs)
+    draw(it)
+
+
 if __name__ == "__main__":
-    setting, only_draw = regimes.setting(__doc__)
-    if not only_draw:
-        ledger.run(book(setting), units(setting), setting.jobs)
-    draw(setting)
+    regimes.cleanly(main)

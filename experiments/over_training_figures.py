@@ -28,25 +28,31 @@ def draw(totals: Rows, layers: Rows, folder: Path) -> None:
         layers: Of layers.
         folder: Where the figures go.
     """
-    at_rate = _by_regime([row for row in totals if row["mask_rate"] == _RATE])
-    if not at_rate:
+    said = sentences(totals, layers)
+    if not said:
         print("over_training.csv: no stage is done yet; nothing to draw")
-        return
-    found = {
-        "over_training": (_components(at_rate), shares_sentence(at_rate)),
-        "over_training_ceilings": (_ceilings(at_rate), ceilings_sentence(at_rate)),
-    }
-    every = _by_regime(totals).items()
-    rates = {regime: rows for regime, rows in every if len({row["mask_rate"] for row in rows}) > 1}
-    if rates:
-        found["over_training_rates"] = (_rates(rates), rates_sentence(rates))
-    by_layer = _by_regime([row for row in layers if row["mask_rate"] == _RATE])
-    if by_layer:
-        found["over_training_layers"] = (_layers(by_layer), layers_sentence(by_layer))
-    for name, (made, sentence) in found.items():
+    for name, sentence in said.items():
+        made = _DRAWN[name](_sorted(totals, layers)[name])
         print(f"  {sentence}")
         drawing.headline(made, sentence)
         drawing.save(made, folder / name)
+
+
+def sentences(totals: Rows, layers: Rows) -> dict[str, str]:
+    """Return what each figure says, by its name, for those that there are numbers for."""
+    return {name: _SAID[name](some) for name, some in _sorted(totals, layers).items() if some}
+
+
+def _sorted(totals: Rows, layers: Rows) -> dict[str, dict[str, Rows]]:
+    """Return the numbers of each figure, by regime."""
+    at_rate = _by_regime([row for row in totals if row["mask_rate"] == _RATE])
+    every = _by_regime(totals).items() if at_rate else ()
+    return {
+        "over_training": at_rate,
+        "over_training_ceilings": at_rate,
+        "over_training_rates": {name: rows for name, rows in every if len({row["mask_rate"] for row in rows}) > 1},
+        "over_training_layers": _by_regime([row for row in layers if at_rate and row["mask_rate"] == _RATE]),
+    }
 
 
 def _by_regime(rows: Rows) -> dict[str, Rows]:
@@ -298,3 +304,18 @@ def _legend(axes: Any) -> None:
 def _name(column: Any, labels: Sequence[str]) -> None:
     for axes, label in zip(column, labels, strict=True):
         axes.set_ylabel(label)
+
+
+_SAID = {
+    "over_training": shares_sentence,
+    "over_training_ceilings": ceilings_sentence,
+    "over_training_rates": rates_sentence,
+    "over_training_layers": layers_sentence,
+}
+_DRAWN = {
+    "over_training": _components,
+    "over_training_ceilings": _ceilings,
+    "over_training_rates": _rates,
+    "over_training_layers": _layers,
+}
+PICTURES = tuple(_DRAWN)

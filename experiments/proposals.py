@@ -137,9 +137,14 @@ def rows_of(found: Comparison, first: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def book(it: regimes.Setting) -> ledger.Ledger:
+    """Return the numbers of this experiment."""
+    return ledger.Ledger(it.figures / "proposals.csv")
+
+
 def draw(it: regimes.Setting) -> None:
     """Draw what is there, and say what was found."""
-    proposals_figures.draw(ledger.Ledger(it.figures / "proposals.csv").rows(), it.figures)
+    proposals_figures.draw(book(it).rows(), it.figures)
 
 
 def main() -> None:
@@ -151,7 +156,7 @@ def main() -> None:
             ledger.Unit({"stage": stage.name}, measure, (stage, QUICK if it.quick else SIZES[stage.name.split("@")[0]]))
             for _, stage in measuring.pick(it, wanted)
         ]
-        ledger.run(ledger.Ledger(it.figures / "proposals.csv"), units, it.jobs)
+        ledger.run(book(it), units, it.jobs)
     draw(it)
 
 

@@ -148,7 +148,7 @@ def draw(rows: Rows, folder: Path) -> None:
     losses = {row["stage"]: measuring.number(row, "loss") for row in rows if row["kind"] == "stage"}
     titles = {name: name if losses.get(name) is None else f"{name}\n{losses[name]:.2f} nats" for name in stages}
     drawing.save(variance_figure(rows, stages, titles), folder / "proposals")
-    drawing.save(cost_figure(rows, stages, titles), folder / "proposals-cost")
+    drawing.save(cost_figure(rows, stages, titles), folder / "proposals_cost")
     print("\n".join(findings(rows)))
 
 

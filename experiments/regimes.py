@@ -152,7 +152,7 @@ def recipe(it: Setting, regime: str, seed: int, values: Mapping[str, Any] | None
     if regime in sources:
         given["model.source"] = str(sources[regime](it))
     return read_recipe(
-        HERE / "recipes" / f"{regime}.yaml", (), given | dict(values or {}) | (_QUICK[regime] if it.quick else {})
+        HERE / "recipes" / f"{regime}.yaml", (), given | (_QUICK[regime] if it.quick else {}) | dict(values or {})
     )
 
 

@@ -228,8 +228,13 @@ def draw(it: regimes.Setting) -> None:
     theorem_figure.draw(book(it))
 
 
+def main() -> None:
+    """Measure what is missing, and draw."""
+    it, drawing_only = regimes.setting(__doc__)
+    if not drawing_only:
+        ledger.run(book(it), units(it), it.jobs)
+    draw(it)
+
+
 if __name__ == "__main__":
-    setting, only_draw = regimes.setting(__doc__)
-    if not only_draw:
-        ledger.run(book(setting), units(setting), setting.jobs)
-    draw(setting)
+    regimes.cleanly(main)

@@ -107,12 +107,12 @@ def drawn(tmp_path_factory):
 
 def test_the_figure_has_the_same_bytes_every_time(drawn, tmp_path):
     figures.draw(ROWS, tmp_path)
-    for file in ("mapnet-quality.png", "mapnet-quality.svg"):
+    for file in ("mapnet_quality.png", "mapnet_quality.svg"):
         assert (drawn / file).read_bytes() == (tmp_path / file).read_bytes()
 
 
 def test_titles_say_what_was_found(drawn):
-    shown = (drawn / "mapnet-quality.svg").read_text(encoding="utf-8")
+    shown = (drawn / "mapnet_quality.svg").read_text(encoding="utf-8")
     for title in ("removes 10 to 60 %", "scratch@8: worse than the default:", "adapted@0: better than the default:"):
         assert title in shown
 

@@ -122,7 +122,7 @@ def draw_of(rows, folder):
     return folder
 
 
-FILES = ["proposals-cost.png", "proposals-cost.svg", "proposals.png", "proposals.svg"]
+FILES = ["proposals.png", "proposals.svg", "proposals_cost.png", "proposals_cost.svg"]
 
 
 def test_figures_have_the_same_bytes_every_time(drawn, tmp_path):
@@ -140,7 +140,7 @@ def test_titles_say_what_was_found(drawn):
     shown = title_of(drawn / "proposals.svg")
     assert "true norms in exact weights in 1 of 3 cases, by 2.0 %" in shown
     assert "a MAPNet in weights of positions in 1 of 1 cases, by 8.0 %" in shown
-    assert "At equal cost mapnet/pps~0.1, uniform/disjoint:2 (adapted) beat" in title_of(drawn / "proposals-cost.svg")
+    assert "At equal cost mapnet/pps~0.1, uniform/disjoint:2 (adapted) beat" in title_of(drawn / "proposals_cost.svg")
 
 
 @pytest.mark.parametrize("rows", [ROWS[:3], ROWS[-2:]], ids=["an arm", "no stage"])
@@ -148,7 +148,7 @@ def test_a_part_of_the_rows_is_drawn(rows, tmp_path):
     figures.draw(rows, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
     beaten = "uniform/simple@0.3 (scratch) beat" if rows == ROWS[-2:] else "no arm beats"
-    assert f"At equal cost {beaten} uniform masks" in title_of(tmp_path / "proposals-cost.svg")
+    assert f"At equal cost {beaten} uniform masks" in title_of(tmp_path / "proposals_cost.svg")
 
 
 def test_without_numbers_nothing_is_drawn(tmp_path, capsys):
