@@ -302,27 +302,30 @@ class Stage:
         return hashlib.sha256((self.folder / "model.safetensors").read_bytes()).hexdigest()[:12]
 
 
-def stages(it: Setting, regime: str) -> list[Stage]:
+def stages(it: Setting, regime: str, size: str = "", values: Mapping[str, Any] | None = None) -> list[Stage]:
     """Return the stages of a regime's reference run, which is trained if need be: its first weights, and on from there.
 
     Args:
         it: The setting.
         regime: ``scratch``, ``adapted`` or ``published``.
+        size: Name of another size of the model, whose stages are ``REGIME-SIZE@STEP``.
+        values: What makes it that size, in place of the recipe's.
 
     Returns:
         The stages, by steps.
     """
-    wanted = recipe(it, regime, REFERENCE_SEED)
-    steps = wanted.training.steps
-    unit = round(STAGES[1] * steps)
-    wanted = recipe(it, regime, REFERENCE_SEED, {"saving.every": unit, "saving.keep": 99})
-    folder = it.work / "runs" / f"reference-{regime}"
+    name = f"{regime}-{size}" if size else regime
+    wanted = recipe(it, regime, REFERENCE_SEED, values)
+    unit = round(STAGES[1] * wanted.training.steps)
+    saving = {"saving.every": unit, "saving.keep": 99}
+    wanted = recipe(it, regime, REFERENCE_SEED, {**(values or {}), **saving})
+    folder = it.work / "runs" / f"reference-{name}"
     trained(it, wanted, folder)
     found = []
     for part in STAGES:
         step = round(part / STAGES[1]) * unit
         place = folder / f"checkpoint-{step}" if step else _first(it, wanted, folder)
-        found.append(Stage(f"{regime}@{step}", place, *texts(it, regime), wanted.data.max_length))
+        found.append(Stage(f"{name}@{step}", place, *texts(it, regime), wanted.data.max_length))
     return found
 
 

@@ -22,6 +22,7 @@ import convergence
 import cost
 import drawing
 import ledger
+import measuring
 import numpy as np
 import regimes
 from scipy import stats
@@ -53,9 +54,10 @@ def measure_stage(it: regimes.Setting, regime: str, stage: regimes.Stage, batch:
     from gradvar import MaskedLM
 
     options: dict[str, Any] = {"max_length": stage.max_length, "contexts": 2}
-    uniform = MaskedLM.from_checkpoint(stage.folder, stage.train, **options)
+    train = measuring.beginning(it, stage.train)
+    uniform = MaskedLM.from_checkpoint(stage.folder, train, **options)
     network, proposal = _mapnet(it, regime, uniform)
-    fitted = MaskedLM.from_checkpoint(stage.folder, stage.train, mapnet=network, **options)
+    fitted = MaskedLM.from_checkpoint(stage.folder, train, mapnet=network, **options)
     order = np.random.default_rng(0).permutation(len(uniform))
     groups = 4 if it.quick else GROUPS
     cells = min(CELLS, len(uniform) // groups)
