@@ -48,9 +48,10 @@ docs: $(STAMP)
 figures: $(STAMP)
 	$(BIN)/python experiments/figures.py
 
+EXPERIMENTS := tuning cost theorem over_training proposals mapnet_quality convergence confirm glue what_helps scaling
 experiments-quick: $(STAMP)
-	for name in tuning cost theorem over_training proposals mapnet_quality convergence confirm glue what_helps; do \
-		OMP_NUM_THREADS=2 $(BIN)/python experiments/$$name.py --quick || exit $$?; \
+	@for name in $(EXPERIMENTS); do \
+		echo "$$name.py --quick"; $(BIN)/python experiments/$$name.py --quick || exit $$?; \
 	done
 
 benchmark: $(STAMP)

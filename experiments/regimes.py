@@ -95,7 +95,7 @@ def setting(description: str | None, arguments: list[str] | None = None) -> tupl
         The setting; and whether to draw alone, from the numbers that are there.
 
     Raises:
-        SystemExit: If a file is missing.
+        GradvarError: If a file is missing.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=Path, help="training text")
@@ -121,7 +121,7 @@ def setting(description: str | None, arguments: list[str] | None = None) -> tupl
     if not args.draw:
         for name in ("train", "valid"):
             if getattr(args, name) is None or not getattr(args, name).is_file():
-                raise SystemExit(f"--{name} {getattr(args, name)}: give a file of text, or --quick")
+                raise GradvarError(f"--{name} {getattr(args, name)}: give a file of text, or --quick")
     encoder = args.encoder or _published()
     texts, rest = (args.train or Path(), args.valid or Path()), (args.jobs, args.seeds, False, tuple(args.only))
     return Setting(*texts, encoder, args.glue, args.work, figures, *rest), args.draw

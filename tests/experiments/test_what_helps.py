@@ -1,0 +1,43 @@
+"""Gradients of groups of cells: as many cells for every arm, and the gradient of their mean loss."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "experiments"))
+import what_helps  # noqa: E402
+
+sys.path.pop(0)
+
+
+class Fake:
+    """An objective whose cell's loss is the product of its sentence and the parameter, times the number of its mask."""
+
+    def __init__(self, together):
+        self.proposal = SimpleNamespace(design=SimpleNamespace(cells=together))
+        self.model = torch.nn.Linear(1, 1)
+        self.cells = []
+
+    def draw(self, data, draws, seed):
+        cells = [sentence * (1 + mask) for sentence in data for mask in range(int(np.prod(draws)))]
+        self.cells.append(len(cells))
+        return torch.tensor(cells, dtype=torch.float32)
+
+    def losses(self, batch):
+        return batch * self.model.weight.sum()
+
+
+@pytest.mark.parametrize(("together", "masks"), [(1, 1), (1, 2), (2, 1)])
+def test_every_arm_has_as_many_cells_and_the_gradient_of_their_mean(together, masks):
+    objective = Fake(together)
+    found = what_helps.group_means(objective, [np.arange(1, 9), np.arange(9, 17)], masks)
+    assert objective.cells == [8, 8]
+    each = masks * together
+    for row, first in zip(found, (1, 9), strict=True):
+        sentences = np.arange(first, first + 8 // each)
+        assert row.tolist() == pytest.approx([np.outer(sentences, np.arange(1, each + 1)).mean(), 0.0])
