@@ -1,10 +1,11 @@
-"""Draw every figure from the numbers in `figures/`, and write the gallery: no model, no text, seconds.
+"""Draw every figure from the numbers in `figures/`, write the gallery and the tables of the pages: no model, seconds.
 
 python experiments/figures.py
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,13 @@ import over_training_figures
 import proposals
 import proposals_figures
 import regimes
+import tables
 import theorem
 import theorem_figure
 import what_helps
+
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+import pages
 
 GALLERY = "README.md"
 _HEAD = """# Figures
@@ -105,6 +110,9 @@ def main() -> None:
     for each in EXPERIMENTS:
         each.module.draw(it)
     (it.figures / GALLERY).write_text(gallery(it), encoding="utf-8")
+    for page, parts in tables.PAGES.items():
+        if (here / "docs" / page).exists():
+            pages.fill(here / "docs" / page, {name: write(it) for name, write in parts.items()})
     print(f"wrote {it.figures}: {', '.join(sorted(path.name for path in it.figures.glob('*.png')))}, {GALLERY}")
 
 

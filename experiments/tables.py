@@ -1,0 +1,189 @@
+"""The tables of docs/results.md and docs/scaling.md, from the numbers in `figures/`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import arms
+import confirm
+import convergence
+import glue
+import mapnet_quality
+import numpy as np
+import over_training
+import proposals
+import regimes
+import scaling
+import theorem
+import theorem_figure
+import tuning
+import what_helps
+
+_NONE = "not measured yet"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a Markdown table, or that there is nothing yet."""
+    if not rows:
+        return _NONE
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ("---",) * len(head), *rows))
+
+
+def ends(value: float, low: float, high: float, form: str = ".3g") -> str:
+    """Write a number with its interval."""
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def column(row: dict[str, str], name: str, scale: float = 1.0, form: str = ".3g") -> str:
+    """Write a number of a CSV with its interval; of one that is not resolved, the bound that there is."""
+    value, low, high = (row.get(f"{name}{end}", "") for end in ("", "_low", "_high"))
+    if not value:
+        return f"over {scale * float(low):{form}}" if low else "not resolved"
+    if not low or not high:
+        return f"{scale * float(value):{form}}"
+    return ends(*(scale * float(x) for x in (value, low, high)), form)
+
+
+def of_theorem(it: regimes.Setting) -> str:
+    """Write how predicted and measured variances compare, a row a stage."""
+    rows = []
+    for stage in theorem_figure.read(theorem.book(it).rows()):
+        inside = sum(theorem_figure.holds(kind.ratio) for kind in stage.kinds)
+        rows.append((stage.name, ends(*stage.pooled()), f"{inside} of {len(stage.kinds)}"))
+    return table(("stage", "measured / predicted, mean over the grid", "intervals with 1 inside"), rows)
+
+
+def of_training(it: regimes.Setting) -> str:
+    """Write components, noise scale and ceilings at 15 % masked, a row a stage."""
+    rows = []
+    for row in over_training.book(it).rows():
+        if row["mask_rate"] == str(over_training.RATE):
+            parts = [column(row, name) for name in ("data", "mask", "noise_total")]
+            shares = [column(row, f"ceiling_{name}", 100) for name in over_training.CEILINGS]
+            share = column(row, "share", 100)
+            rows.append((row["stage"], f"{float(row['loss']):.2f}", *parts[:2], share, parts[2], *shares))
+    head = ("stage", "loss", "`V_data`", "`V_mask`", "mask's share, %", "noise scale")
+    return table((*head, "importance, %", "position, %", "stratification, %"), rows)
+
+
+def of_proposals(it: regimes.Setting) -> str:
+    """Write the variance under each proposal over that of uniform masks, a column a stage."""
+    found: dict[str, dict[str, str]] = {}
+    stages: dict[str, None] = {}
+    for row in proposals.book(it).rows():
+        if row["kind"] == "proposal":
+            stages[row["stage"]] = None
+            found.setdefault(row["proposal"], {})[row["stage"]] = column(row, "variance_ratio")
+    rows = [(f"`{name}`", *(each.get(stage, "") for stage in stages)) for name, each in found.items()]
+    return table(("proposal", *stages), rows)
+
+
+def of_mapnet(it: regimes.Setting) -> str:
+    """Write what MAPNets are worth, a row a stage and choice."""
+    rows = [
+        (
+            row["stage"], row["target"], row["loss"], f"{float(row['size']):g}×", row["seed"],
+            *(column(row, name) for name in ("rank_correlation", "ceiling_share", "captured_share")),
+        )
+        for row in mapnet_quality.book(it).rows()
+    ]  # fmt: skip
+    head = ("stage", "target", "loss", "width", "seed", "rank correlation", "ceiling share", "captured share")
+    return table(head, rows)
+
+
+def of_race(regime: str) -> Callable[[regimes.Setting], str]:
+    """Return what writes where the arms of a regime stand."""
+
+    def write(it: regimes.Setting) -> str:
+        each = convergence.standings(it, regime)
+        sooner = convergence.holm([one.p_sooner for one in each]) if each else []
+        better = convergence.holm([one.p_better for one in each]) if each else []
+        rows = [
+            (
+                one.arm, str(one.pairs), f"{tuning.tuned(it, regime, one.arm):g}", ends(*one.cost), str(one.steps),
+                str(one.seconds), f"{p:.2g}", ends(*one.loss, "+.3f"), f"{q:.2g}",
+            )
+            for one, p, q in zip(each, sooner, better, strict=True)
+        ]  # fmt: skip
+        head = ("arm", "pairs", "learning rate", "cost of a step", "steps to the target", "seconds to the target", "p")
+        return table((*head, "loss at the end", "p"), rows)
+
+    return write
+
+
+def of_confirm(it: regimes.Setting) -> str:
+    """Write how the winner ends at equal seconds, a row a regime."""
+    rows = []
+    for regime in arms.ARMS:
+        told = confirm.differences(it, regime)
+        if told:
+            rows.append((regime, told[0], str(len(told[1])), ends(*confirm.interval(told[1]), "+.3f")))
+    return table(("regime", "arm", "pairs", "loss at the end less uniform masks', nats"), rows)
+
+
+def of_glue(it: regimes.Setting) -> str:
+    """Write the medians of the tasks, and the differences to the uniform arm."""
+    apart = {(row["task"], row["arm"]): row for row in glue.differences(it)}
+    rows = []
+    for task, title in glue.TASKS.items():
+        for arm, own in glue.scores(it, task).items():
+            row = apart.get((task, arm))
+            told = (
+                ("", "")
+                if row is None
+                else (ends(*(row[x] for x in ("difference", "low", "high")), "+.1f"), f"{row['p']:.2g}")
+            )
+            rows.append((title, arm, f"{np.median(list(own.values())):.1f}", str(len(own)), *told))
+    return table(("task", "arm", "median", "seeds", "less uniform's", "p"), rows)
+
+
+def of_help(it: regimes.Setting) -> str:
+    """Write predicted gains and realised speeds."""
+    rows = [
+        (regime, arm, ends(*gain), ends(*speed))
+        for regime in arms.ARMS
+        for arm, gain, speed in what_helps.both(it, regime)
+    ]
+    return table(("regime", "arm", "predicted batch gain over cost", "realised speed"), rows)
+
+
+def of_sizes(it: regimes.Setting) -> str:
+    """Write what was measured of checkpoints of several sizes."""
+    rows = []
+    for row in scaling.book(it).rows():
+        size = f"{float(row['parameters']) / 1e6:.1f} M"
+        learnt = f"{float(row['unigram']) - float(row['loss']):.2f}"
+        parts = [column(row, "share", 100), *(column(row, f"ceiling_{name}", 100) for name in over_training.CEILINGS)]
+        rows.append((row["stage"], size, row["length"], learnt, *parts, column(row, "noise_total")))
+    head = ("checkpoint", "parameters", "tokens", "nats below unigram", "mask's share, %")
+    return table((*head, "importance, %", "position, %", "stratification, %", "noise scale"), rows)
+
+
+def of_base(it: regimes.Setting) -> str:
+    """Write what the equations say of BERT-base."""
+    rows = [
+        (
+            row["number"], str(row["tokens"]), f"{row['learnt']:g}",
+            ends(row["value"], row["low"], row["high"]), f"{row['inside']} of {row['checked']}",
+        )
+        for row in scaling.extrapolated(it)
+    ]  # fmt: skip
+    head = ("number", "tokens", "nats below unigram", "extrapolated, 95 % prediction interval", "left out and foretold")
+    return table(head, rows)
+
+
+PAGES: dict[str, dict[str, Callable[[regimes.Setting], Any]]] = {
+    "results.md": {
+        "theorem": of_theorem,
+        "training": of_training,
+        "proposals": of_proposals,
+        "mapnet": of_mapnet,
+        **{f"race-{regime}": of_race(regime) for regime in arms.ARMS},
+        "confirm": of_confirm,
+        "glue": of_glue,
+        "help": of_help,
+    },
+    "scaling.md": {"sizes": of_sizes, "base": of_base},
+}
+"""What is written between the markers of a page, by page and marker."""
