@@ -158,8 +158,8 @@ def test_a_grid_goes_on_once_where_its_best_rate_is_at_an_end(tmp_path):
         assert tuning.tuned(it, "scratch", "placebo") is None
         tell(rate, loss)
     assert tuning.tuned(it, "scratch", "placebo") is None
-    assert tuning._beyond(tuning._ends(it, "scratch", "placebo")) == 2 * high
-    tell(2 * high, float("nan"))  # it diverged
+    assert tuning._beyond(tuning._ends(it, "scratch", "placebo")) == pytest.approx(high * high / middle)
+    tell(high * high / middle, float("nan"))  # it diverged
     assert tuning.tuned(it, "scratch", "placebo") == high
 
 
