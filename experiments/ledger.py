@@ -129,9 +129,20 @@ def _side_by_side(units: Sequence[Unit], jobs: int) -> Iterator[tuple[Unit, _Don
     # A process a unit: what a library keeps between two of them, such as memory, is given back.
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         running = {pool.submit(_attempt, unit): unit for unit in units}
-        for future in as_completed(running):
-            error = future.exception()  # such as that of a worker that was killed
-            yield (running[future], error) if isinstance(error, Exception) else future.result()
+        try:
+            for future in as_completed(running):
+                error = future.exception()  # such as that of a worker that was killed
+                yield (running[future], error) if isinstance(error, Exception) else future.result()
+        except BaseException:  # interrupted: nothing more is begun, and a training run saves a checkpoint
+            for future in running:
+                future.cancel()
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+
+
+def _stop(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _attempt(unit: Unit) -> tuple[Unit, _Done]:
@@ -144,13 +155,6 @@ def _attempt(unit: Unit) -> tuple[Unit, _Done]:
     except Exception as error:  # of one unit; the others go on
         return unit, error
     return unit, (found, time.perf_counter() - begun)
-
-
-def _stop(number: int, _: object) -> None:
-    """End the workers, too: a training run saves a checkpoint first."""
-    for child in multiprocessing.active_children():
-        child.terminate()
-    raise SystemExit(128 + number)
 
 
 def command() -> str:

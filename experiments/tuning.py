@@ -4,9 +4,9 @@ Pre-stated. Every arm of every regime (`arms.py`) is trained with each learning 
 200, for the steps of the race (half of them in *scratch* and *published*). The grid goes by a factor of two; in
 *scratch* by its root, as the first runs, of three arms by a factor of two, showed that half a nat hangs on it there
 (they are in the CSV, and count). The rate with the lowest held-out loss at the end is the arm's; where it is the lowest
-or the highest of three, the grid of that arm goes on by one more rate on that side, once. The target loss of a regime is
-the mean, over two runs of its uniform arm with the tuned rate and seeds 200 and 201, of the held-out loss at four fifths
-of the steps, on a straight line between evaluations. None of these seeds is used again.
+or the highest of three, the grid of that arm goes on by one more rate on that side, once. The target loss of a regime
+is the mean, over two runs of its uniform arm with the tuned rate and seeds 200 and 201, of the held-out loss at four
+fifths of the steps, on a straight line between evaluations. None of these seeds is used again.
 
     python experiments/tuning.py --train TRAIN --valid VALID --glue GLUE
 """
