@@ -84,7 +84,7 @@ def units(it: regimes.Setting, stages: list[tuple[int, regimes.Stage]]) -> list[
     """
     found = []
     for number, (position, stage) in enumerate(stages):
-        regime = stage.name.partition("@")[0]
+        regime = measuring.regime_of(stage.name)
         size = QUICK if it.quick else SIZES[regime]
         found += [(stage, DEFAULT, seed, size) for seed in range(1 if it.quick else min(it.seeds, SEEDS[regime]))]
         if number == 0 if it.quick else CHOICES_AT.get(regime) == position:

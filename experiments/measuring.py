@@ -41,7 +41,7 @@ def pick(it: regimes.Setting, wanted: Mapping[str, Sequence[int]]) -> list[tuple
     """
     found: list[tuple[int, regimes.Stage]] = []
     for regime, positions in wanted.items():
-        named = [name for name in it.only if name.partition("@")[0] == regime]
+        named = [name for name in it.only if regime_of(name) == regime]
         if it.only and not named:
             continue
         if it.quick and regime == "published" and not named:
@@ -61,6 +61,16 @@ def pick(it: regimes.Setting, wanted: Mapping[str, Sequence[int]]) -> list[tuple
         (at, replace(stage, train=beginning(it, stage.train), max_length=min(stage.max_length, most)))
         for at, stage in found
     ]
+
+
+def regime_of(name: str) -> str:
+    """Return the regime of a stage."""
+    return name.partition("@")[0]
+
+
+def step_of(name: str) -> int:
+    """Return the step of a stage."""
+    return int(name.partition("@")[2])
 
 
 def beginning(it: regimes.Setting, text: Path) -> Path:
@@ -120,8 +130,7 @@ def by_stage(rows: Sequence[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
     order = ("scratch", "adapted", "published")
 
     def place(stage: str) -> tuple[int, int]:
-        regime, _, step = stage.partition("@")
-        return order.index(regime), int(step)
+        return order.index(regime_of(stage)), step_of(stage)
 
     return {
         name: [row for row in rows if row["stage"] == name] for name in sorted({r["stage"] for r in rows}, key=place)

@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import ledger
+import measuring
 import over_training_figures
 import regimes
-import stages
 
 RATE = 15
 OTHER_RATES = (10, 20, 30, 40, 50)
@@ -167,7 +167,7 @@ def columns(estimates: Mapping[str, Any]) -> dict[str, Any]:
 def units(it: regimes.Setting) -> list[ledger.Unit]:
     """Return what is to be done: each stage at each mask rate."""
     wanted = dict.fromkeys(SIZES, range(len(regimes.STAGES)))
-    found = stages.there(it, {"scratch": (0, -1)} if it.quick else wanted)
+    found = [stage for _, stage in measuring.pick(it, {"scratch": (0, 4)} if it.quick else wanted)]
     pairs = [(stage, RATE) for stage in found]
     pairs += [(stage, rate) for rate in OTHER_RATES for stage in found]
     if it.quick:
@@ -176,7 +176,7 @@ def units(it: regimes.Setting) -> list[ledger.Unit]:
         ledger.Unit(
             {"stage": stage.name, "mask_rate": rate},
             study,
-            (stage, rate, _QUICK if it.quick else SIZES[stages.regime_of(stage.name)]),
+            (stage, rate, _QUICK if it.quick else SIZES[measuring.regime_of(stage.name)]),
         )
         for stage, rate in pairs
     ]

@@ -8,8 +8,8 @@ from typing import Any
 
 import drawing
 import matplotlib as mpl
+import measuring
 import numpy as np
-import stages
 
 Rows = list[dict[str, str]]
 
@@ -58,8 +58,8 @@ def _sorted(totals: Rows, layers: Rows) -> dict[str, dict[str, Rows]]:
 def _by_regime(rows: Rows) -> dict[str, Rows]:
     """Sort rows into regimes, and by step and mask rate there."""
     found: dict[str, Rows] = {}
-    for row in sorted(rows, key=lambda row: (stages.step_of(row["stage"]), int(row["mask_rate"]))):
-        found.setdefault(stages.regime_of(row["stage"]), []).append(row)
+    for row in sorted(rows, key=lambda row: (measuring.step_of(row["stage"]), int(row["mask_rate"]))):
+        found.setdefault(measuring.regime_of(row["stage"]), []).append(row)
     return dict(sorted(found.items(), key=lambda pair: ("scratch", "adapted", "published").index(pair[0])))
 
 
@@ -179,7 +179,7 @@ def _grid(regimes: Sequence[str], heights: float, rows: int) -> tuple[Any, Any]:
 def _components(at_rate: dict[str, Rows]) -> Any:
     made, axes = _grid(list(at_rate), 8.0, 3)
     for (above, middle, below), (regime, rows) in zip(axes, at_rate.items(), strict=True):
-        steps = [stages.step_of(row["stage"]) for row in rows]
+        steps = [measuring.step_of(row["stage"]) for row in rows]
         for index, name in enumerate(("data", "mask", "norm2")):
             _line(above, steps, rows, name, index, _NAMES[name])
         _line(middle, steps, rows, "share", 1, "")
@@ -212,7 +212,7 @@ def _components(at_rate: dict[str, Rows]) -> Any:
 def _ceilings(at_rate: dict[str, Rows]) -> Any:
     made, axes = _grid(list(at_rate), 6.0, 2)
     for (above, below), (regime, rows) in zip(axes, at_rate.items(), strict=True):
-        steps = [stages.step_of(row["stage"]) for row in rows]
+        steps = [measuring.step_of(row["stage"]) for row in rows]
         for index, (name, text) in enumerate(_CEILINGS.items()):
             _line(above, steps, rows, f"ceiling_{name}", index, text)
             _line(below, steps, rows, f"factor_{name}", index, text)
@@ -233,7 +233,7 @@ def _rates(rates: dict[str, Rows]) -> Any:
         colours = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(by_stage)))
         for colour, (stage, own) in zip(colours, by_stage.items(), strict=True):
             at = [float(row["mask_rate"]) for row in own]
-            name = f"step {stages.step_of(stage)}"
+            name = f"step {measuring.step_of(stage)}"
             _line(above, at, own, "share", 0, name, color=colour)
             _line(below, at, own, "noise_total", 0, name, color=colour)
         below.set_yscale("log")
@@ -264,7 +264,7 @@ def _layers(by_layer: dict[str, Rows]) -> Any:
             at = np.arange(len(rows)) + 0.22 * (index - 1)
             style = {"color": drawing.COLOURS[index], "marker": "osD"[index], "markersize": 4, "linestyle": ""}
             parts = np.array([[_number(row, f"mask{end}") for end in ("", "_low", "_high")] for row in rows])
-            _across(left, at, parts / wholes[stage], {**style, "label": f"step {stages.step_of(stage)}"})
+            _across(left, at, parts / wholes[stage], {**style, "label": f"step {measuring.step_of(stage)}"})
             shares = np.array([[_number(row, f"share{end}") for end in ("", "_low", "_high")] for row in rows])
             _across(right, at, shares, style)
         left.set_yticks(range(len(names)), names, fontsize=7)

@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ledger
+import measuring
 import numpy as np
 import ratio
 import regimes
-import stages
 import theorem_figure
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def units(it: regimes.Setting) -> list[ledger.Unit]:
     """Return what is to be done: for each stage, a prediction and each kind of batch."""
     size, found = QUICK if it.quick else Size(), []
     wanted = {"adapted": (0,)} if it.quick else STAGES
-    for stage in stages.there(it, wanted):
+    for _, stage in measuring.pick(it, wanted):
         found.append(ledger.Unit({"stage": stage.name, "part": "predicted"}, predict, (stage, size)))
         for batch in size.batches:
             for masks in size.masks:

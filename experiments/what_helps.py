@@ -54,10 +54,9 @@ def measure_stage(it: regimes.Setting, regime: str, stage: regimes.Stage, batch:
     from gradvar import MaskedLM
 
     options: dict[str, Any] = {"max_length": stage.max_length, "contexts": 2}
-    train = measuring.beginning(it, stage.train)
-    uniform = MaskedLM.from_checkpoint(stage.folder, train, **options)
+    uniform = MaskedLM.from_checkpoint(stage.folder, stage.train, **options)
     network, proposal = _mapnet(it, regime, uniform)
-    fitted = MaskedLM.from_checkpoint(stage.folder, train, mapnet=network, **options)
+    fitted = MaskedLM.from_checkpoint(stage.folder, stage.train, mapnet=network, **options)
     order = np.random.default_rng(0).permutation(len(uniform))
     groups = 4 if it.quick else GROUPS
     cells = min(CELLS, len(uniform) // groups)
@@ -200,12 +199,11 @@ def main() -> None:
     names = [regime for regime in arms.ARMS if not it.only or regime in it.only]
     if not drawing_alone:
         units = []
-        for regime in names:
+        for _, stage in measuring.pick(it, dict.fromkeys(names, STAGES[:1] if it.quick else STAGES)):
+            regime = measuring.regime_of(stage.name)
             batch = regimes.recipe(it, regime, 0).training.batch
-            every = regimes.stages(it, regime)
-            for stage in (every[number] for number in STAGES[: 1 if it.quick else None]):
-                key = {"regime": regime, "stage": stage.name}
-                units.append(ledger.Unit(key, measure_stage, (it, regime, stage, batch)))
+            key = {"regime": regime, "stage": stage.name}
+            units.append(ledger.Unit(key, measure_stage, (it, regime, stage, batch)))
         ledger.run(book(it), units, it.jobs)
     draw(it)
     for regime in names:
