@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
 import ledger
 import regimes
 
-from gradvar import checkpoints
+from gradvar import GradvarError, checkpoints
 from gradvar.metrics import read_metrics
 
 BASELINE = "uniform"
+CONTROL = "uniform, next rate"
+"""Uniform masks with the second best learning rate: what the choice of a rate alone can do."""
 _MAPNET: dict[str, dict[str, Any]] = {
     "mapnet, weighted sets": {"masking.proposal": "mapnet/conditional-poisson"},
     "mapnet, weighted positions": {"masking.proposal": "mapnet/pps"},
@@ -25,7 +28,8 @@ _RATES: dict[str, dict[str, Any]] = {
 }
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "adapted": {
-        "uniform": {},
+        BASELINE: {},
+        CONTROL: {},
         **_MAPNET,
         "oracle, weighted sets": {"masking.proposal": "oracle/pool:4"},
         "disjoint pairs": {"masking.proposal": "uniform/disjoint:2"},
@@ -34,20 +38,25 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         **_RATES,
     },
     "published": {
-        "uniform": {},
+        BASELINE: {},
+        CONTROL: {},
         "mapnet, weighted positions": _MAPNET["mapnet, weighted positions"],
         "30 % masked": _RATES["30 % masked"],
         "epoch-stratified": {"masking.proposal": "uniform/epoch-stratified"},
     },
     "scratch": {
-        "uniform": {},
+        BASELINE: {},
+        CONTROL: {},
         **_MAPNET,
         "disjoint pairs": {"masking.proposal": "uniform/disjoint:2"},
         "30 % masked": _RATES["30 % masked"],
         "40 % masked": _RATES["40 % masked"],
     },
 }
-"""What an arm changes in its regime's recipe."""
+"""What an arm changes in its regime's recipe. The arms with a MAPNet go on with the one that lies beside the checkpoint
+in *adapted* (from its whole training) and in *published* (fitted beforehand, see `regimes.with_head`); in *scratch* it
+begins with the encoder."""
+_DRAWN = ("exponent", "epsilon", "ess")
 
 
 def race(it: regimes.Setting, regime: str, arm: str, seed: int, values: Mapping[str, Any]) -> ledger.Found:
@@ -61,26 +70,34 @@ def race(it: regimes.Setting, regime: str, arm: str, seed: int, values: Mapping[
         values: In place of the recipe's, beside the arm's own.
 
     Returns:
-        A row for each look at the held-out loss.
+        A row for each look at the held-out loss, with the exponent, epsilon and effective sample size by which a MAPNet
+        drew, and the part of the log's lines so far at which it was in use; a run that diverges ends with an infinite
+        loss.
     """
     wanted = recipe(it, regime, arm, seed, values)
     rate, place = wanted.training.learning_rate, folder(it, regime, arm, seed, values)
-    last = regimes.trained(it, wanted, place)
-    for heavy in place.glob("checkpoint-*/optimizer.pt"):  # a finished run goes nowhere from here
-        heavy.unlink()
-    rows = [
-        {
-            "step": line["step"],
-            "tokens": line["tokens"],
-            "train_seconds": line["seconds"],
-            "learning_rate": rate,
-            "loss": line["eval_loss"],
-            "loss_se": line["eval_loss_se"],
-        }
-        for line in read_metrics(place)
-        if "eval_loss" in line
-    ]
-    return ledger.Found(rows, Path(wanted.data.train).name, sha256_of(last))
+    try:
+        checkpoint = sha256_of(regimes.trained(it, wanted, place))
+    except GradvarError as error:
+        if "no finite loss" not in str(error):
+            raise
+        checkpoint = "diverged"
+    rows, drawn, used = [], {}, []
+    for line in read_metrics(place):
+        drawn |= {name: line[name] for name in _DRAWN if name in line}
+        used += [line["exponent"] > 0] if "exponent" in line else []
+        if "eval_loss" in line:
+            told = {"tokens": line["tokens"], "train_seconds": line["seconds"], "learning_rate": rate}
+            in_use = {"in_use": sum(used) / len(used)} if used else {}
+            loss = {"loss": _number(line["eval_loss"]), "loss_se": _number(line["eval_loss_se"])}
+            rows.append({"step": line["step"], **told, **loss, **drawn, **in_use})
+    if checkpoint == "diverged":
+        rows.append({"step": wanted.training.steps, "learning_rate": rate, "loss": inf})
+    return ledger.Found(rows, Path(wanted.data.train).name, checkpoint)
+
+
+def _number(value: float | None) -> float:
+    return inf if value is None or not isfinite(value) else value
 
 
 def recipe(it: regimes.Setting, regime: str, arm: str, seed: int, values: Mapping[str, Any]) -> Any:

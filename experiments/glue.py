@@ -141,7 +141,7 @@ def main() -> None:
     """Fine-tune what is missing, and draw."""
     it, drawing_alone = regimes.setting(__doc__)
     if not drawing_alone:
-        data, seeds = tasks(it), range(min(it.seeds, 5))
+        data, seeds = tasks(it), range(min(it.seeds or 5, 5))
         keys = [{"arm": arm, "seed": seed, "task": task} for seed in seeds for arm in SHOWN for task in TASKS]
         units = [
             ledger.Unit(key, tune, (it, key["arm"], key["seed"], key["task"], data))

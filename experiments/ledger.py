@@ -7,6 +7,7 @@ share. Units that are done are never done again, so an experiment that was kille
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import multiprocessing
 import os
@@ -16,7 +17,9 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +91,10 @@ class Ledger:
             "versions": ", ".join(f"{name} {value}" for name, value in versions().items()),
         }
         named = {name: _text(value) for name, value in key.items()}
-        kept = [row for row in self.rows() if any(row.get(name) != value for name, value in named.items())]
-        _write(self.path, [*kept, *({**key, **row} for row in found.rows)])
-        _write(self.provenance, [*_read(self.provenance), {**key, **facts}])
+        with _alone(self.path):
+            kept = [row for row in self.rows() if any(row.get(name) != value for name, value in named.items())]
+            _write(self.path, [*kept, *({**key, **row} for row in found.rows)])
+            _write(self.provenance, [*_read(self.provenance), {**key, **facts}])
 
 
 def run(ledger: Ledger, units: Iterable[Unit], jobs: int = 1) -> None:
@@ -104,6 +108,7 @@ def run(ledger: Ledger, units: Iterable[Unit], jobs: int = 1) -> None:
     Raises:
         SystemExit: If units failed; the others are done first.
     """
+    commit()  # that which the work begins with, whatever is committed meanwhile
     units = list(units)
     left = [unit for unit in units if not ledger.done(unit.key)]
     print(f"{ledger.path.name}: {len(units) - len(left)} of {len(units)} units are done", flush=True)
@@ -163,6 +168,7 @@ def command() -> str:
     return " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *words])
 
 
+@cache
 def commit() -> str:
     """Return the commit of this repository, with ``+`` where its code differs from it; empty outside of one."""
     here = Path(__file__).parent
@@ -182,6 +188,18 @@ def _text(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.8g}" if isinstance(value, float) else str(value)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other processes from writing the same files: each reads them, adds to them and writes them anew."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _read(path: Path) -> list[dict[str, str]]:

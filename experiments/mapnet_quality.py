@@ -86,7 +86,10 @@ def units(it: regimes.Setting, stages: list[tuple[int, regimes.Stage]]) -> list[
     for number, (position, stage) in enumerate(stages):
         regime = measuring.regime_of(stage.name)
         size = QUICK if it.quick else SIZES[regime]
-        found += [(stage, DEFAULT, seed, size) for seed in range(1 if it.quick else min(it.seeds, SEEDS[regime]))]
+        found += [
+            (stage, DEFAULT, seed, size)
+            for seed in range(1 if it.quick else min(it.seeds or SEEDS[regime], SEEDS[regime]))
+        ]
         if number == 0 if it.quick else CHOICES_AT.get(regime) == position:
             found += [(stage, choice, 0, size) for choice in choices(it.quick)]
     return [

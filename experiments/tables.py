@@ -102,7 +102,7 @@ def of_race(regime: str) -> Callable[[regimes.Setting], str]:
         rows = [
             (
                 one.arm, str(one.pairs), f"{tuning.tuned(it, regime, one.arm):g}", ends(*one.cost), str(one.steps),
-                str(one.seconds), f"{p:.2g}", ends(*one.loss, "+.3f"), f"{q:.2g}",
+                one.said, f"{p:.2g}", ends(*one.loss, "+.3f"), f"{q:.2g}",
             )
             for one, p, q in zip(each, sooner, better, strict=True)
         ]  # fmt: skip
@@ -141,11 +141,11 @@ def of_glue(it: regimes.Setting) -> str:
 def of_help(it: regimes.Setting) -> str:
     """Write predicted gains and realised speeds."""
     rows = [
-        (regime, arm, ends(*gain), ends(*speed))
+        (regime, point.arm, ends(*point.gain), f"{'< ' * point.bound}{ends(*point.speed)}", f"{point.loss:+.3f}")
         for regime in arms.ARMS
-        for arm, gain, speed in what_helps.both(it, regime)
+        for point in what_helps.both(it, regime)
     ]
-    return table(("regime", "arm", "predicted batch gain over cost", "realised speed"), rows)
+    return table(("regime", "arm", "predicted batch gain over cost", "realised speed", "loss at the end"), rows)
 
 
 def of_sizes(it: regimes.Setting) -> str:
@@ -165,11 +165,18 @@ def of_base(it: regimes.Setting) -> str:
     rows = [
         (
             row["number"], str(row["tokens"]), f"{row['learnt']:g}",
-            ends(row["value"], row["low"], row["high"]), f"{row['inside']} of {row['checked']}",
+            ends(row["value"], row["low"], row["high"]), f"{row['points']} of {row['families']}", str(row["dropped"]),
         )
         for row in scaling.extrapolated(it)
     ]  # fmt: skip
-    head = ("number", "tokens", "nats below unigram", "extrapolated, 95 % prediction interval", "left out and foretold")
+    head = (
+        "number",
+        "tokens",
+        "nats below unigram",
+        "extrapolated, 95 %",
+        "checkpoints of families",
+        "without logarithm",
+    )
     return table(head, rows)
 
 

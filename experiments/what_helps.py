@@ -1,19 +1,23 @@
 r"""What would change the answer: does the predicted batch gain rank the arms as their training does?
 
 Pre-stated. At three stages of each regime's reference run (an eighth, a quarter and a half of its steps), for every arm
-of the race, the batch gain at the batch of the race (`alignment.py`) is measured on 24 groups of 32 cells from the
-training text, by plain autograd, under the arm's own masks and weights; a MAPNet is fitted to the stage and used as its
-calibration says. Predicted: the geometric mean of the gains over the stages, divided by the cost of the arm's step.
-Realised: how much sooner than uniform masks the arm is at the target loss, in seconds (`convergence.py`). The question
-is whether the predicted gains rank the realised speeds: Kendall's tau over all arms of a regime, with its p-value.
-Where a gain is not resolved at a stage, the stage is left out for that arm. Masks that are stratified over epochs are
-uniform in every step, so their predicted gain is one.
+of the race, the batch gain at the batch of the race (`alignment.py`) is measured on 24 groups of up to 32 cells, by
+plain autograd, under the arm's own masks and weights: in *scratch* from the training text, which is not gone through
+once, in the other two from film reviews that no run is trained on. A MAPNet is fitted to the stage, on the training
+text, and used for single positions as its calibration says (uniform masks, whose gain is one, where it says so); for
+whole sets with its raw scores, whereas the race calibrates those, too. Predicted: the geometric mean of the gains over
+the stages, divided by the cost of the arm's step; an arm of which a stage is not resolved is left out, and told.
+Realised: how much sooner than uniform masks the arm is at the target loss, in seconds (`convergence.py`); of an arm
+some of whose runs never got there, the bound. The question is whether the predicted gains rank the realised speeds:
+Kendall's tau over the arms of a regime, with its p-value; beside it that of the predicted gains and the losses at the
+end. Masks that are stratified over epochs are uniform in every step, so their predicted gain is one.
 
     python experiments/what_helps.py --train TRAIN --valid VALID --glue GLUE
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import alignment
@@ -54,31 +58,32 @@ def measure_stage(it: regimes.Setting, regime: str, stage: regimes.Stage, batch:
     from gradvar import MaskedLM
 
     options: dict[str, Any] = {"max_length": stage.max_length, "contexts": 2}
-    uniform = MaskedLM.from_checkpoint(stage.folder, stage.train, **options)
-    network, proposal = _mapnet(it, regime, uniform)
-    fitted = MaskedLM.from_checkpoint(stage.folder, stage.train, mapnet=network, **options)
+    network, proposal = _mapnet(it, regime, MaskedLM.from_checkpoint(stage.folder, stage.train, **options))
+    text = stage.train if it.quick or regime == "scratch" else regimes.film(it, "others")
+    uniform = MaskedLM.from_checkpoint(stage.folder, text, **options)
+    fitted = MaskedLM.from_checkpoint(stage.folder, text, mapnet=network, **options)
     order = np.random.default_rng(0).permutation(len(uniform))
     groups = 4 if it.quick else GROUPS
-    cells = min(CELLS, len(uniform) // groups)
+    cells = min(CELLS, len(uniform) // groups) // 2 * 2  # an arm with two masks a sentence takes half of the sentences
     blocks = [order[at * cells : (at + 1) * cells] for at in range(groups)]
     base = group_means(uniform, blocks, 1)
     rows = []
     for arm, changes in arms.ARMS[regime].items():
-        if arm in (arms.BASELINE, "epoch-stratified"):
+        if arm in (arms.BASELINE, arms.CONTROL, "epoch-stratified"):
             continue
-        text, masks = changes.get("masking.proposal", "uniform/simple"), changes.get("masking.masks", 1)
-        if text in ("mapnet/pps", "mapnet-permuted/pps"):
-            text = proposal if text.startswith("mapnet/") else proposal.replace("mapnet", "mapnet-permuted", 1)
+        name, masks = changes.get("masking.proposal", "uniform/simple"), changes.get("masking.masks", 1)
+        if name in ("mapnet/pps", "mapnet-permuted/pps"):
+            name = proposal if name.startswith("mapnet/") else proposal.replace("mapnet", "mapnet-permuted", 1)
         if "masking.mask_rate" in changes:
-            text = f"{text}@{changes['masking.mask_rate']:g}"
-        objective = fitted.under(text)
+            name = f"{name}@{changes['masking.mask_rate']:g}"
+        objective = fitted.under(name)
         own = group_means(objective, blocks, masks)
-        unbiased = objective.proposal.design.unbiased == "every model" and "@" not in text
+        unbiased = objective.proposal.design.unbiased == "every model" and "@" not in name
         grams = alignment.Grams(base @ base.T, own @ base.T, own @ own.T, cells, unbiased)
         gain = alignment.batch_gain(grams, batch)
-        row = {"arm": arm, "proposal": text, "batch": batch, "gain": gain.estimate, "gain_low": gain.low}
+        row = {"arm": arm, "proposal": name, "batch": batch, "gain": gain.estimate, "gain_low": gain.low}
         rows.append(row | {"gain_high": gain.high})
-    return ledger.Found(rows, stage.train.name, stage.sha256)
+    return ledger.Found(rows, text.name, stage.sha256)
 
 
 def _mapnet(it: regimes.Setting, regime: str, objective: Any) -> tuple[Any, str]:
@@ -89,7 +94,7 @@ def _mapnet(it: regimes.Setting, regime: str, objective: Any) -> tuple[Any, str]
     epochs = max(1, 16384 // (8 * many))
     count, epochs = (64, 1) if it.quick else (min(many, len(objective) - 32), epochs)
     fit = fit_mapnet(objective, Options(epochs=epochs), sentences=count, held_out=16, seed=0)
-    return fit.network, fit.proposal if "/pps" in str(fit.proposal) else "mapnet/pps"
+    return fit.network, str(fit.proposal)
 
 
 def group_means(objective: Any, blocks: list[np.ndarray], masks: int) -> np.ndarray:
@@ -123,38 +128,72 @@ def group_means(objective: Any, blocks: list[np.ndarray], masks: int) -> np.ndar
 
 def predicted(it: regimes.Setting, regime: str) -> dict[str, tuple[float, float, float]]:
     """Return gain over cost by arm: the geometric mean over stages, with an interval from those of the stages."""
-    logs: dict[str, list[tuple[float, float]]] = {}
+    logs: dict[str, list[tuple[float, float] | None]] = {}
     for row in book(it).rows():
-        if row["regime"] == regime and row["gain"]:
-            middle, low, high = (np.log(float(row[name])) for name in ("gain", "gain_low", "gain_high"))
-            logs.setdefault(row["arm"], []).append((middle, (high - low) / (2 * 1.96)))
+        if row["regime"] == regime:
+            ends = [float(row[name]) if row[name] else 0.0 for name in ("gain", "gain_low", "gain_high")]
+            if min(ends) > 0:
+                middle, low, high = np.log(ends)
+                logs.setdefault(row["arm"], []).append((float(middle), float(high - low) / (2 * 1.96)))
+            else:
+                logs.setdefault(row["arm"], []).append(None)
     costs = cost.ratios(it, regime)
-    if "epoch-stratified" in costs:
+    if logs and "epoch-stratified" in costs:
         logs["epoch-stratified"] = [(0.0, 0.0)]
     found = {}
     for arm, parts in logs.items():
-        if arm in costs:
-            middle, errors = np.array(parts).T
+        known = [part for part in parts if part is not None]
+        if arm in costs and len(known) == len(parts):
+            middle, errors = np.array(known).T
             centre, error = middle.mean() - np.log(costs[arm][0]), np.sqrt((errors**2).sum()) / len(errors)
             found[arm] = tuple(np.exp([centre, centre - 1.96 * error, centre + 1.96 * error]).tolist())
     return found
 
 
-def both(it: regimes.Setting, regime: str) -> list[tuple[str, tuple[float, ...], tuple[float, ...]]]:
-    """Return arm, predicted gain and realised speed, each with its interval, where both are known."""
+@dataclass(frozen=True)
+class Point:
+    """An arm with what was predicted of it and what came of it.
+
+    Attributes:
+        arm: Its name.
+        gain: Predicted batch gain over cost, with its interval.
+        speed: How much sooner than uniform masks it was, with its interval.
+        bound: Whether that is but a bound, as some of its runs never got there.
+        loss: Difference of its losses at the end to uniform masks'.
+    """
+
+    arm: str
+    gain: tuple[float, float, float]
+    speed: tuple[float, float, float]
+    bound: bool
+    loss: float
+
+
+def both(it: regimes.Setting, regime: str) -> list[Point]:
+    """Return the arms of which both is known."""
     gains = predicted(it, regime)
     found = []
     for one in convergence.standings(it, regime):
-        low, high = one.seconds.interval or (one.seconds.low, one.seconds.high)
-        if one.arm in gains and one.seconds.low == one.seconds.high:
-            found.append((one.arm, gains[one.arm], (1 / one.seconds.low, 1 / high, 1 / low)))
+        if one.arm in gains:
+            low, high = one.ends
+            known, middle = one.seconds.low == one.seconds.high, one.seconds.low or one.seconds.high
+            ends = (1 / middle, 0.0 if np.isinf(high) else 1 / high, 1 / low if low > 0 else np.inf)
+            found.append(Point(one.arm, gains[one.arm], ends, not known, one.loss[0]))
     return found
 
 
-def agreement(points: list[tuple[str, tuple[float, ...], tuple[float, ...]]]) -> tuple[float, float]:
-    """Return Kendall's tau of predicted gains and realised speeds, with its p-value."""
-    found = stats.kendalltau([gain[0] for _, gain, _ in points], [speed[0] for _, _, speed in points])
-    return float(found.statistic), float(found.pvalue)
+def left_out(it: regimes.Setting, regime: str) -> list[str]:
+    """Return the arms whose gain is not resolved at every stage."""
+    gains = predicted(it, regime)
+    return [one.arm for one in convergence.standings(it, regime) if one.arm not in (*gains, arms.CONTROL)]
+
+
+def agreement(points: list[Point]) -> tuple[float, float, float, float]:
+    """Return Kendall's tau of predicted gains and realised speeds with its p-value, and the same of lower losses."""
+    gains = [point.gain[0] for point in points]
+    speeds, losses = ([point.speed[0] for point in points], [-point.loss for point in points])
+    of_speeds, of_losses = stats.kendalltau(gains, speeds), stats.kendalltau(gains, losses)
+    return of_speeds.statistic, of_speeds.pvalue, of_losses.statistic, of_losses.pvalue
 
 
 def finding(it: regimes.Setting) -> str:
@@ -163,8 +202,11 @@ def finding(it: regimes.Setting) -> str:
     for regime in arms.ARMS:
         points = both(it, regime)
         if len(points) >= FEWEST:
-            tau, p = agreement(points)
-            said.append(f"*{regime}*: Kendall's τ {tau:.2f} over {len(points)} arms (p = {p:.2g})")
+            tau, p, *of_losses = agreement(points)
+            text = f"*{regime}*: Kendall's τ {tau:.2f} over {len(points)} arms (p = {p:.2g})"
+            text += f", and {of_losses[0]:.2f} (p = {of_losses[1]:.2g}) of lower losses at the end"
+            lost = left_out(it, regime)
+            said.append(text + (f"; not resolved: {', '.join(lost)}" if lost else ""))
     return f"Predicted gains and realised speeds: {'; '.join(said)}."
 
 
@@ -175,17 +217,21 @@ def draw(it: regimes.Setting) -> None:
         return
     made, axes = drawing.figure(len(shown), 1, 4.6 * len(shown), 4.6, squeeze=False)
     for axis, (regime, points) in zip(axes[0], shown.items(), strict=True):
-        for number, (arm, gain, speed) in enumerate(points):
+        for number, point in enumerate(points):
             colour = drawing.COLOURS[number % len(drawing.COLOURS)]
-            errors = [[[x[0] - x[1]], [x[2] - x[0]]] for x in (gain, speed)]
-            axis.errorbar(gain[0], speed[0], errors[1], errors[0], marker="o", markersize=4, color=colour, linewidth=1)
-            axis.annotate(arm, (gain[0], speed[0]), (4, 4), textcoords="offset points", fontsize=7, color=colour)
-        ends = [end for _, *each in points for x in each for end in x[:1]]
+            (x, left, right), (y, below, above) = point.gain, point.speed
+            up = 0.0 if point.bound or np.isinf(above) else above - y
+            marker = "v" if point.bound else "o"
+            axis.errorbar(
+                x, y, [[y - below], [up]], [[x - left], [right - x]], marker=marker, markersize=4, color=colour, lw=1
+            )
+            axis.annotate(point.arm, (x, y), (4, 4), textcoords="offset points", fontsize=7, color=colour)
+        ends = [each for point in points for each in (point.gain[0], point.speed[0])]
         line = np.array([min(*ends, 1) * 0.95, max(*ends, 1) * 1.05])
         axis.plot(line, line, color=drawing.GREY, linewidth=1, linestyle=":")
         axis.set_xscale("log")
         axis.set_yscale("log")
-        tau, p = agreement(points)
+        tau, p, *_ = agreement(points)
         title = f"{regime}: Kendall's τ {tau:.2f} over {len(points)} arms (p = {p:.2g})"
         drawing.finish(
             axis, title, "predicted batch gain over cost (95 %)", "realised speed beside uniform masks (95 %)"
@@ -207,8 +253,8 @@ def main() -> None:
         ledger.run(book(it), units, it.jobs)
     draw(it)
     for regime in names:
-        for arm, gain, speed in both(it, regime):
-            print(f"{regime}, {arm}: predicted {gain[0]:.3f}, realised {speed[0]:.3f}")
+        for point in both(it, regime):
+            print(f"{regime}, {point.arm}: predicted {point.gain[0]:.3f}, realised {point.speed[0]:.3f}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, inf, isinf, log
+from math import exp, inf, isfinite, isinf, log
 from typing import Any
 
 
@@ -59,7 +59,8 @@ def time_to(target: float, times: Sequence[float], losses: Sequence[float]) -> T
 
     Between the last look above the target, ``(t, l)``, and the first that is not, ``(t', l')``, the loss is taken to
     fall on a straight line: ``t + (t' - t)(l - target)/(l - l')``. A curve that is below from the start was there at
-    some time up to its first look; one that never gets there, at some time after its last.
+    some time up to its first look; one that never gets there, at some time after its last. A loss that is not finite is
+    above every target, and there is no line from it: the time is that of the next look.
 
     Args:
         target: The loss.
@@ -70,11 +71,13 @@ def time_to(target: float, times: Sequence[float], losses: Sequence[float]) -> T
         The time.
     """
     for number_, (time, loss) in enumerate(zip(times, losses, strict=True)):
-        if loss > target:
+        if not loss <= target:  # a loss that is no number has not reached anything
             continue
         if number_ == 0:
             return Time(0.0, float(time))
         before, above = times[number_ - 1], losses[number_ - 1]
+        if not isfinite(above):
+            return Time(float(time), float(time))
         found = float(before + (time - before) * (above - target) / (above - loss))
         return Time(found, found)
     return Time(float(times[-1]), inf)

@@ -22,37 +22,35 @@ CHECKPOINTS = [
 X = np.array([scaling.predictors(*each[1:]) for each in CHECKPOINTS])
 
 
-def test_an_exact_law_is_found_and_extrapolated():
-    found = scaling.fit(X, X @ BETA)
-    assert found.beta == pytest.approx(BETA)
-    base = scaling.predictors(scaling.BASE, 512, 5.0)
-    assert found.predict(base) == pytest.approx((base @ BETA,) * 3)
+FAMILIES = [each[0] for each in CHECKPOINTS]
 
 
-def test_prediction_intervals_hold_a_new_point_as_often_as_they_say():
-    # 2,000 of them at 95 %; the bounds are 4 standard errors away, a false alarm of 6e-5.
-    rng, base, hits = np.random.default_rng(0), scaling.predictors(scaling.BASE, 512, 5.0), 0
-    for _ in range(2000):
-        _, low, high = scaling.fit(X, X @ BETA + rng.normal(0, 0.3, len(X))).predict(base)
-        hits += low <= base @ BETA + rng.normal(0, 0.3) <= high
-    assert abs(hits / 2000 - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 2000)
+def test_an_exact_law_is_found_and_every_family_foretold():
+    assert scaling.fit(X, X @ BETA) == pytest.approx(BETA)
+    assert scaling.error_of_families(X, X @ BETA, FAMILIES) == (pytest.approx(0, abs=1e-9), 5)
 
 
-def test_a_family_that_the_others_do_not_foretell_is_told():
-    families = [each[0] for each in CHECKPOINTS]
-    y = X @ BETA + np.random.default_rng(1).normal(0, 0.01, len(X))
-    good, total = scaling.checked(X, y, families)
-    y[[family == "published" for family in families]] += 3.0
-    assert total == len(X)
-    assert good >= 9
-    assert scaling.checked(X, y, families)[0] < good
+def test_a_family_that_the_others_do_not_foretell_counts_as_one():
+    out = np.array([family == "published" for family in FAMILIES])
+    foretold = X[out] @ scaling.fit(X[~out], X[~out] @ BETA)
+    y = X @ BETA + 3.0 * out
+    error, count = scaling.error_of_families(X, y, FAMILIES)
+    assert np.allclose(foretold, (X @ BETA)[out])
+    assert count == 5
+    assert error >= 3.0 / np.sqrt(5)
+
+
+def test_a_family_without_which_there_is_no_solution_is_not_counted():
+    longer = np.array([family == "published" for family in FAMILIES])
+    same = np.where(longer[:, None], X, X * [1, 1, 0, 1] + [0, 0, np.log(32), 0])  # all others have 32 tokens
+    assert scaling.error_of_families(same, same @ BETA, FAMILIES)[1] == 4
 
 
 def test_numbers_that_are_not_resolved_or_not_positive_are_left_out():
     row = {"family": "tiny", "parameters": "1e6", "length": "32", "unigram": "7", "loss": "6", "mask": "8", "data": "2"}
     rows = [row | {"ceiling_position": value} for value in ("0.1", "", "-0.01")]
-    _, y, families = scaling.points(rows, "ceiling_position")
-    assert (y.tolist(), families) == ([np.log(0.1)], ["tiny"])
+    _, y, families, dropped = scaling.points(rows, "ceiling_position")
+    assert (y.tolist(), families, dropped) == ([np.log(0.1)], ["tiny"], 2)
     assert scaling.points(rows[:1], "ratio")[1] == pytest.approx([np.log(4.0)])
 
 
@@ -65,5 +63,5 @@ def test_unigram_cross_entropy_is_that_of_counts_plus_one(tmp_path):
     valid.write_text("the garden " * 63)
     stage = regimes.Stage("", DEMO_CHECKPOINT, train, valid, 128)
     size = len(tokenizer_of(DEMO_CHECKPOINT))
-    the, garden = (count / (126 + size) for count in (85, 43))
+    the, garden = (count / (126 + size / 10) for count in (84.1, 42.1))
     assert scaling.unigram(stage, train) == pytest.approx(-(np.log(the) + np.log(garden)) / 2)

@@ -1,4 +1,4 @@
-from math import inf, sqrt
+from math import inf, nan, sqrt
 
 import pytest
 from hypothesis import given
@@ -47,3 +47,9 @@ def test_a_time_says_on_which_side_it_is():
 def test_a_time_knows_that_it_was_over_at_the_first_look():
     kinds = (Time(0, 100), Time(0, 0), Time(100, 100), Time(100, inf), Time(0, inf))
     assert [time.early for time in kinds] == [True, True, False, False, False]
+
+
+def test_a_loss_that_is_no_number_has_not_reached_the_target():
+    assert time_to(1.0, [10, 20, 30], [2.0, nan, 0.5]) == Time(30, 30)
+    assert time_to(1.0, [10, 20, 30], [2.0, inf, 0.5]) == Time(30, 30)
+    assert time_to(1.0, [10, 20], [nan, nan]) == Time(20, inf)
