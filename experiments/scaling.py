@@ -14,8 +14,8 @@ Extrapolated to BERT-base (109 M parameters, 128 and 512 tokens, 4.5 to 5.5 nats
 data in size, and for 512 tokens in length. Checkpoints of one family (a size, *adapted*, *published*) are no
 independent points, so the interval (95 %) comes from families: each is left out in turn and foretold from the others;
 the root of the mean over families of the mean square of these errors, with Student's quantile for one degree of freedom
-less than families, is the half-width. It is as honest as so few families allow, and no more. Numbers that are not resolved or not
-positive have no logarithm and are left out; how many is told.
+less than families, is the half-width. It is as honest as so few families allow, and no more. Numbers that are not
+resolved or not positive have no logarithm and are left out; how many is told.
 
     python experiments/scaling.py --train TRAIN --valid VALID --glue GLUE
 """
