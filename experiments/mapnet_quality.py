@@ -2,12 +2,12 @@ r"""Does MAPNet approximate the optimal proposal? Fits judged by true gradient n
 
 Pre-stated. *Compared*: MAPNets fitted to frozen stages (`regimes.py`: 3 of *scratch*, 2 of *adapted*, the first of
 *published*) by default (target ``logit``, loss ``variance``, the width that costs a tenth of the encoder at most), with
-3 seeds (*published*: 1), each of which holds out sentences of its own; and, at the last stage of *scratch* and the
-first of *adapted* with seed 0, so on the same held-out sentences, fits that differ from the default in one choice:
-target (``gradient``, ``loss``, ``last-layer``), loss (``kl``, ``log-regression``), width (half, double). A fit sees
-8,192 sentences (*adapted* and *published*: 2,048), in up to 8 epochs where the text is short, and is judged by the true
-norms of 32 (*adapted*: 24, *published*: 12) sentences of the same text that it has not seen (the encoder may have), in
-4 (*adapted*: 3, *published*: 2) contexts.
+3 seeds (*adapted*: 2, *published*: 1), each of which holds out sentences of its own; and, at the last stage of
+*scratch* and the first of *adapted* with seed 0, so on the same held-out sentences, fits that differ from the default
+in one choice: target (``gradient``, ``loss``, ``last-layer``), loss (``kl``, ``log-regression``), width (half, double).
+A fit sees 8,192 sentences (*adapted* and *published*: 2,048), in up to 8 epochs where the text is short, and is judged
+by the true norms of 32 (*adapted*: 24, *published*: 12) sentences of the same text that it has not seen (the encoder
+may have), in 4 (*adapted*: 3, *published*: 2) contexts.
 
 *Statistics*, each with its 95 % interval over held-out sentences: rank correlation within a sentence of scores and
 measured norms (whose noise makes it smaller); ceiling share, the part of what weights of positions can remove that the
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 POSITIONS = {"scratch": (1, 2, 4), "adapted": (0, 4), "published": (0,)}
 CHOICES_AT = {"scratch": 4, "adapted": 0}
 """Position of the stage at which choices are compared."""
-SEEDS = {"scratch": 3, "adapted": 3, "published": 1}
+SEEDS = {"scratch": 3, "adapted": 2, "published": 1}
 TARGETS, LOSSES, WIDTHS = ("logit", "gradient", "loss", "last-layer"), ("variance", "kl", "log-regression"), (1, 0.5, 2)
 DEFAULT = {"target": TARGETS[0], "loss": LOSSES[0], "size": WIDTHS[0]}
 
