@@ -43,7 +43,9 @@ def test_choices_differ_from_the_default_in_one_thing():
     assert {name: ledger._text(value) for name, value in quality.DEFAULT.items()} == figures.DEFAULT
 
 
-@pytest.mark.parametrize(("quick", "seeds", "expected"), [(False, 8, 3 + 3 + 2 + 14), (False, 1, 3 + 14), (True, 8, 3 + 3)])
+@pytest.mark.parametrize(
+    ("quick", "seeds", "expected"), [(False, 8, 3 + 3 + 2 + 14), (False, 1, 3 + 14), (True, 8, 3 + 3)]
+)
 def test_units_are_of_every_stage_and_choices_of_two(tmp_path, quick, seeds, expected):
     it = regimes.Setting(*[tmp_path] * 6, 1, seeds, quick)
     places = ((1, "scratch@1"), (4, "scratch@8"), (0, "adapted@0"))
