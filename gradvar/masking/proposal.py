@@ -60,7 +60,12 @@ class Proposal:
             raise GradvarError(f"'{self.score}/{name}': {name.split(':')[0]} takes the uniform score only")
 
     def scores(self, sentences: Sentences, task: Task) -> Tensor:
-        """Score sentences; see :func:`~gradvar.masking.scores.positive`."""
+        """Score sentences; see :func:`~gradvar.masking.scores.positive`.
+
+        Nothing is measured where a pool goes by the scores of whole cells, and would not look at those of positions.
+        """
+        if isinstance(self.design, Pool) and set_scores(self.score, sentences, task) is not None:
+            return sentences.maskable.double()
         return positive(self.score(sentences, task), sentences, str(self.score))
 
     def draw(self, sentences: Sentences, scores: Tensor, keys: Tensor, task: Task) -> Masks:

@@ -242,6 +242,16 @@ def drawn(proposal):
     return scores, proposal.draw(SENTENCES, scores, KEYS, task)
 
 
+def test_a_pool_by_norms_of_whole_cells_measures_no_positions(monkeypatch):
+    def measured(*_):
+        raise AssertionError("the gradients of all positions were measured, some hundred times the step")
+
+    monkeypatch.setattr(Task, "at_targets", measured)
+    scores, masks = drawn(parse_proposal("oracle/pool:3"))
+    assert torch.equal(scores, SENTENCES.maskable.double())
+    assert len(masks.keys) == KEYS.numel()
+
+
 @pytest.mark.parametrize("design", ["midzuno", "pps", "pool:3", "hard", "conditional-poisson"])
 def test_a_proposal_draws_as_its_design_does_with_positive_scores(design):
     proposal = parse_proposal(f"loss/{design}~0.2")
