@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from math import inf, isfinite
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import ledger
 import regimes
 
-from gradvar import GradvarError, checkpoints
+from gradvar import GradvarError
 from gradvar.metrics import read_metrics
 
 BASELINE = "uniform"
@@ -74,10 +73,10 @@ def race(it: regimes.Setting, regime: str, arm: str, seed: int, values: Mapping[
         drew, and the part of the log's lines so far at which it was in use; a run that diverges ends with an infinite
         loss.
     """
-    wanted = recipe(it, regime, arm, seed, values)
-    rate, place = wanted.training.learning_rate, folder(it, regime, arm, seed, values)
+    spec = recipe(it, regime, arm, seed, values)
+    rate, place = spec.training.learning_rate, folder(it, regime, arm, seed, values)
     try:
-        checkpoint = sha256_of(regimes.trained(it, wanted, place))
+        checkpoint = regimes.sha256_of(regimes.trained(it, spec, place))
     except GradvarError as error:
         if "no finite loss" not in str(error):
             raise
@@ -92,12 +91,17 @@ def race(it: regimes.Setting, regime: str, arm: str, seed: int, values: Mapping[
             loss = {"loss": _number(line["eval_loss"]), "loss_se": _number(line["eval_loss_se"])}
             rows.append({"step": line["step"], **told, **loss, **drawn, **in_use})
     if checkpoint == "diverged":
-        rows.append({"step": wanted.training.steps, "learning_rate": rate, "loss": inf})
-    return ledger.Found(rows, Path(wanted.data.train).name, checkpoint)
+        rows.append({"step": spec.training.steps, "learning_rate": rate, "loss": inf})
+    return ledger.Found(rows, Path(spec.data.train).name, checkpoint)
 
 
 def _number(value: float | None) -> float:
     return inf if value is None or not isfinite(value) else value
+
+
+def wanted(it: regimes.Setting) -> list[str]:
+    """Return the regimes of the race that are to be worked on."""
+    return [regime for regime in ARMS if not it.only or regime in it.only]
 
 
 def recipe(it: regimes.Setting, regime: str, arm: str, seed: int, values: Mapping[str, Any]) -> Any:
@@ -110,9 +114,3 @@ def folder(it: regimes.Setting, regime: str, arm: str, seed: int, values: Mappin
     training = recipe(it, regime, arm, seed, values).training
     words = arm.replace(",", "").replace("%", "percent").split()
     return it.work / "runs" / regime / "-".join([*words, str(seed), f"{training.learning_rate:g}", str(training.steps)])
-
-
-def sha256_of(checkpoint: Path) -> str:
-    """Return the first digits of the hash of the weights of a checkpoint, or of a run's last one."""
-    last = checkpoints.last_whole(checkpoint) or checkpoint
-    return hashlib.sha256((last / "model.safetensors").read_bytes()).hexdigest()[:12]

@@ -105,7 +105,7 @@ def main() -> None:
     """Run what is missing, and draw."""
     it, drawing_alone = regimes.setting(__doc__)
     units = []
-    for regime in () if drawing_alone else [regime for regime in arms.ARMS if not it.only or regime in it.only]:
+    for regime in () if drawing_alone else arms.wanted(it):
         best = winner(it, regime)
         if best is None:
             print(f"{regime}: the race has fewer than five pairs of every arm; run experiments/convergence.py first")

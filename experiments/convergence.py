@@ -62,9 +62,10 @@ Curve = tuple[np.ndarray, np.ndarray]
 def curves(it: regimes.Setting, regime: str) -> dict[str, dict[int, Curve]]:
     """Return the runs of a regime, by arm and seed."""
     rows: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    rates = {arm: tuning.tuned(it, regime, arm) for arm in arms.ARMS[regime]}
     for row in book(it).rows():
         if row["regime"] == regime:
-            if float(row["learning_rate"]) != tuning.tuned(it, regime, row["arm"]):
+            if float(row["learning_rate"]) != rates[row["arm"]]:
                 raise regimes.GradvarError(
                     f"{it.figures.name}/convergence.csv: {regime}, {row['arm']}, seed {row['seed']} was trained with "
                     f"another learning rate than the tuned one; remove its rows from {book(it).provenance.name}"
@@ -342,7 +343,7 @@ def measure(it: regimes.Setting, names: Sequence[str]) -> None:
 def main() -> None:
     """Run what is missing, and draw."""
     it, drawing_alone = regimes.setting(__doc__)
-    names = [regime for regime in arms.ARMS if not it.only or regime in it.only]
+    names = arms.wanted(it)
     if not drawing_alone:
         measure(it, names)
     draw(it)

@@ -82,7 +82,7 @@ def time_round(it: regimes.Setting, regime: str, number: int) -> ledger.Found:
 def main() -> None:
     """Measure what is missing, and say what was found."""
     it, drawing = regimes.setting(__doc__)
-    names = [regime for regime in arms.ARMS if not it.only or regime in it.only]
+    names = arms.wanted(it)
     if not drawing:
         units = [
             ledger.Unit({"regime": regime, "round": number}, time_round, (it, regime, number))

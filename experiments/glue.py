@@ -27,6 +27,8 @@ import regimes
 import tuning
 from scipy import stats
 
+from gradvar import checkpoints
+
 REGIME = "adapted"
 BEFORE = "before"
 SHOWN = (BEFORE, "uniform", "mapnet, weighted positions", "mapnet, unweighted", "epoch-stratified", "30 % masked")
@@ -78,7 +80,11 @@ def tune(it: regimes.Setting, arm: str, seed: int, task: str, data: Path) -> led
         folder = arms.folder(it, REGIME, arm, seed, {"training.learning_rate": tuning.tuned(it, REGIME, arm)})
     settings = FinetuneSettings(epochs=1 if it.quick else 3, learning_rate=3e-4)
     found = finetune(folder, task, data, seeds=1, settings=settings, cpu=True)
-    return ledger.Found([{"score": found.tasks[0].seeds[0].score}], TASKS[task], arms.sha256_of(folder))
+    return ledger.Found(
+        [{"score": found.tasks[0].seeds[0].score}],
+        TASKS[task],
+        regimes.sha256_of(checkpoints.last_whole(folder) or folder),
+    )
 
 
 def scores(it: regimes.Setting, task: str) -> dict[str, dict[int, float]]:

@@ -154,14 +154,11 @@ def draw(it: regimes.Setting) -> None:
     mapnet_figures.draw(book(it).rows(), it.figures)
 
 
-def main() -> None:
-    """Measure what is missing, and draw."""
-    it, drawing_only = regimes.setting(__doc__)
-    if not drawing_only:
-        wanted = {regime: places[-1:] if it.quick else places for regime, places in POSITIONS.items()}
-        ledger.run(book(it), units(it, measuring.pick(it, wanted)), it.jobs)
-    draw(it)
+def measure_all(it: regimes.Setting) -> None:
+    """Measure what is missing."""
+    wanted = measuring.last_of(POSITIONS) if it.quick else POSITIONS
+    ledger.run(book(it), units(it, measuring.pick(it, wanted)), it.jobs)
 
 
 if __name__ == "__main__":
-    regimes.cleanly(main)
+    regimes.cleanly(lambda: regimes.measure_and_draw(__doc__, measure_all, draw))

@@ -63,6 +63,11 @@ def pick(it: regimes.Setting, wanted: Mapping[str, Sequence[int]]) -> list[tuple
     ]
 
 
+def last_of(positions: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
+    """Return the last position of each regime alone."""
+    return {regime: places[-1:] for regime, places in positions.items()}
+
+
 def regime_of(name: str) -> str:
     """Return the regime of a stage."""
     return name.partition("@")[0]

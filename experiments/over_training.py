@@ -159,11 +159,8 @@ def columns(estimates: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         A row.
     """
-    row: dict[str, Any] = {}
-    for name, found in estimates.items():
-        row |= {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
-    row["unresolved"] = "; ".join(f"{name}: {found.reason}" for name, found in estimates.items() if found.reason)
-    return row
+    reasons = "; ".join(f"{name}: {found.reason}" for name, found in estimates.items() if found.reason)
+    return {**measuring.columns(estimates), "unresolved": reasons}
 
 
 def units(it: regimes.Setting) -> list[ledger.Unit]:
@@ -193,13 +190,10 @@ def draw(it: regimes.Setting) -> None:
     over_training_figures.draw(book(it).rows(), book(it).layers.rows(), Path(it.figures))
 
 
-def main() -> None:
-    """Measure what is missing, and draw."""
-    it, drawing_only = regimes.setting(__doc__)
-    if not drawing_only:
-        ledger.run(book(it), units(it), it.jobs)
-    draw(it)
+def measure_all(it: regimes.Setting) -> None:
+    """Measure what is missing."""
+    ledger.run(book(it), units(it), it.jobs)
 
 
 if __name__ == "__main__":
-    regimes.cleanly(main)
+    regimes.cleanly(lambda: regimes.measure_and_draw(__doc__, measure_all, draw))

@@ -148,20 +148,14 @@ def draw(it: regimes.Setting) -> None:
     proposals_figures.draw(book(it).rows(), it.figures)
 
 
-def main() -> None:
-    """Measure what is missing, and draw."""
-    it, drawing_only = regimes.setting(__doc__)
-    if not drawing_only:
-        wanted = {regime: places[-1:] if it.quick else places for regime, places in POSITIONS.items()}
-        units = [
-            ledger.Unit(
-                {"stage": stage.name}, measure, (stage, QUICK if it.quick else SIZES[measuring.regime_of(stage.name)])
-            )
-            for _, stage in measuring.pick(it, wanted)
-        ]
-        ledger.run(book(it), units, it.jobs)
-    draw(it)
+def measure_all(it: regimes.Setting) -> None:
+    """Measure what is missing."""
+    units = []
+    for _, stage in measuring.pick(it, measuring.last_of(POSITIONS) if it.quick else POSITIONS):
+        size = QUICK if it.quick else SIZES[measuring.regime_of(stage.name)]
+        units.append(ledger.Unit({"stage": stage.name}, measure, (stage, size)))
+    ledger.run(book(it), units, it.jobs)
 
 
 if __name__ == "__main__":
-    regimes.cleanly(main)
+    regimes.cleanly(lambda: regimes.measure_and_draw(__doc__, measure_all, draw))

@@ -77,6 +77,16 @@ class Setting:
         return self.work / "cache"
 
 
+def measure_and_draw(
+    description: str | None, measure: Callable[[Setting], None], draw: Callable[[Setting], None]
+) -> None:
+    """Run an experiment as the command line says: measure what is missing, then draw; with ``--draw`` draw alone."""
+    it, drawing_alone = setting(description)
+    if not drawing_alone:
+        measure(it)
+    draw(it)
+
+
 def cleanly(main: Callable[[], None]) -> None:
     """Run a script; what is wrong is told in one line, with exit code 2."""
     try:
@@ -328,7 +338,12 @@ class Stage:
     @property
     def sha256(self) -> str:
         """The first digits of the hash of its weights."""
-        return hashlib.sha256((self.folder / "model.safetensors").read_bytes()).hexdigest()[:12]
+        return sha256_of(self.folder)
+
+
+def sha256_of(checkpoint: Path) -> str:
+    """Return the first digits of the hash of a checkpoint's weights."""
+    return hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()[:12]
 
 
 def stages(it: Setting, regime: str, size: str = "", values: Mapping[str, Any] | None = None) -> list[Stage]:

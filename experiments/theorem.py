@@ -230,13 +230,10 @@ def draw(it: regimes.Setting) -> None:
     theorem_figure.draw(book(it))
 
 
-def main() -> None:
-    """Measure what is missing, and draw."""
-    it, drawing_only = regimes.setting(__doc__)
-    if not drawing_only:
-        ledger.run(book(it), units(it), it.jobs)
-    draw(it)
+def measure_all(it: regimes.Setting) -> None:
+    """Measure what is missing."""
+    ledger.run(book(it), units(it), it.jobs)
 
 
 if __name__ == "__main__":
-    regimes.cleanly(main)
+    regimes.cleanly(lambda: regimes.measure_and_draw(__doc__, measure_all, draw))

@@ -110,7 +110,7 @@ def measure(it: regimes.Setting, names: list[str]) -> None:
 def main() -> None:
     """Measure what is missing, and say what was found."""
     it, drawing = regimes.setting(__doc__)
-    names = [regime for regime in arms.ARMS if not it.only or regime in it.only]
+    names = arms.wanted(it)
     if not drawing:
         measure(it, names)
     for regime in names:

@@ -242,7 +242,7 @@ def draw(it: regimes.Setting) -> None:
 def main() -> None:
     """Measure what is missing, and draw."""
     it, drawing_alone = regimes.setting(__doc__)
-    names = [regime for regime in arms.ARMS if not it.only or regime in it.only]
+    names = arms.wanted(it)
     if not drawing_alone:
         units = []
         for _, stage in measuring.pick(it, dict.fromkeys(names, STAGES[:1] if it.quick else STAGES)):

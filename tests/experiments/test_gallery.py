@@ -4,20 +4,16 @@ import csv
 import importlib.metadata
 import re
 import shutil
-import sys
 from pathlib import Path
 
+import ledger
 import pytest
+import regimes
+
+import figures
 
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "figures"
-sys.path.insert(0, str(ROOT / "experiments"))
-import ledger  # noqa: E402
-import regimes  # noqa: E402
-
-import figures  # noqa: E402
-
-sys.path.pop(0)
 
 PICTURES = {name: each for each in figures.EXPERIMENTS for name in each.pictures}
 THERE = sorted(path.stem for path in FIGURES.glob("*.png"))

@@ -1,16 +1,13 @@
 """The ledger of the experiments: what is done stays done, and numbers are never doubled or half there."""
 
-import importlib
 import signal
 import sys
 from pathlib import Path
 
+import ledger
 import pytest
 
 EXPERIMENTS = str(Path(__file__).parents[2] / "experiments")
-sys.path.insert(0, EXPERIMENTS)
-ledger = importlib.import_module("ledger")
-sys.path.remove(EXPERIMENTS)
 
 
 @pytest.fixture

@@ -1,22 +1,14 @@
 """`experiments/mapnet_quality.py`: its rows are what a fit found, and its figure hangs on them alone."""
 
-import importlib
-import sys
-from pathlib import Path
-
+import ledger
+import mapnet_figures as figures
+import mapnet_quality as quality
+import measuring
 import pytest
+import regimes
 
 from gradvar.fitting import Options
 from tests import cases
-
-EXPERIMENTS = str(Path(__file__).parents[2] / "experiments")
-sys.path.insert(0, EXPERIMENTS)
-ledger = importlib.import_module("ledger")
-measuring = importlib.import_module("measuring")
-quality = importlib.import_module("mapnet_quality")
-figures = importlib.import_module("mapnet_figures")
-regimes = importlib.import_module("regimes")
-sys.path.remove(EXPERIMENTS)
 
 
 def test_rows_are_what_was_found(tmp_path):

@@ -1,19 +1,12 @@
 """What the studies of stages share."""
 
-import importlib
 import lzma
-import sys
-from pathlib import Path
 
+import measuring
 import pytest
+import regimes
 
 from gradvar import Estimate, GradvarError
-
-EXPERIMENTS = str(Path(__file__).parents[2] / "experiments")
-sys.path.insert(0, EXPERIMENTS)
-measuring = importlib.import_module("measuring")
-regimes = importlib.import_module("regimes")
-sys.path.remove(EXPERIMENTS)
 
 WANTED = {"scratch": (1, 4), "adapted": (0,), "published": (0,)}
 

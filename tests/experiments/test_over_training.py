@@ -1,20 +1,12 @@
 """The experiment over training: what a share means for speed, where its numbers go, and its figures."""
 
-import importlib
-import sys
-from pathlib import Path
-
+import over_training
+import over_training_figures as figures
 import pytest
+import regimes
 
 from gradvar import Estimate
 from tests import cases
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
-figures = importlib.import_module("over_training_figures")
-ledger = importlib.import_module("ledger")
-over_training = importlib.import_module("over_training")
-regimes = importlib.import_module("regimes")
-sys.path.pop(0)
 
 ALL = Estimate(1.0, 1.0, 1.0)
 

@@ -1,21 +1,14 @@
 """`experiments/proposals.py`: its rows are what `compare` found, and its figures hang on them alone."""
 
-import importlib
 import re
-import sys
-from pathlib import Path
 
+import ledger
+import proposals
+import proposals_figures as figures
 import pytest
 
 import gradvar
 from tests import cases
-
-EXPERIMENTS = str(Path(__file__).parents[2] / "experiments")
-sys.path.insert(0, EXPERIMENTS)
-ledger = importlib.import_module("ledger")
-proposals = importlib.import_module("proposals")
-figures = importlib.import_module("proposals_figures")
-sys.path.remove(EXPERIMENTS)
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,17 @@
 """The arithmetic of the race: p-values, Holm's correction, alignment and batch gain, targets, and what is resumed."""
 
 import itertools
-import sys
 from math import inf
 from pathlib import Path
 
+import alignment
+import arms
+import convergence
+import ledger
 import numpy as np
 import pytest
+import regimes
+import tuning
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, stats
@@ -14,15 +19,6 @@ from scipy import optimize, stats
 from gradvar.racing.times import Time
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "experiments"))
-import alignment  # noqa: E402
-import arms  # noqa: E402
-import convergence  # noqa: E402
-import ledger  # noqa: E402
-import regimes  # noqa: E402
-import tuning  # noqa: E402
-
-sys.path.pop(0)
 
 
 def setting(folder, **values):

@@ -1,17 +1,9 @@
 """The arithmetic of the extrapolation to BERT-base."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "experiments"))
-import regimes  # noqa: E402
-import scaling  # noqa: E402
-
-sys.path.pop(0)
+import regimes
+import scaling
 
 BETA = np.array([-3.0, 0.4, -0.7, 0.2])
 CHECKPOINTS = [

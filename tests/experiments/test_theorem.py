@@ -1,11 +1,13 @@
 """The theorem's experiment: what it measures is the variance, its intervals cover, its verdict can be against it."""
 
-import importlib
-import sys
 from pathlib import Path
 
+import ledger
 import numpy as np
 import pytest
+import ratio
+import theorem
+import theorem_figure as figure
 import torch
 
 from gradvar.decomposition.intervals import hall_interval
@@ -13,13 +15,6 @@ from gradvar.huggingface.corpus import Corpus
 from gradvar.huggingface.masked_lm import MaskedLM
 from tests import cases
 from tests.test_enumeration import DISTINCT, RATE, Exact, enumerate_outcomes, loss_and_gradient
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
-ledger = importlib.import_module("ledger")
-ratio = importlib.import_module("ratio")
-theorem = importlib.import_module("theorem")
-figure = importlib.import_module("theorem_figure")
-sys.path.pop(0)
 
 
 def test_increments_add_up_to_the_centred_sum_of_squares():

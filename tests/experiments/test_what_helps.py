@@ -1,18 +1,11 @@
 """Gradients of groups of cells: as many cells for every arm, and the gradient of their mean loss."""
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "experiments"))
-import what_helps  # noqa: E402
-
-sys.path.pop(0)
+import what_helps
 
 
 class Fake:
