@@ -39,9 +39,11 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "published": {
         BASELINE: {},
         CONTROL: {},
-        "mapnet, weighted positions": _MAPNET["mapnet, weighted positions"],
-        "30 % masked": _RATES["30 % masked"],
+        **_MAPNET,
+        "disjoint pairs": {"masking.proposal": "uniform/disjoint:2"},
         "epoch-stratified": {"masking.proposal": "uniform/epoch-stratified"},
+        "30 % masked": _RATES["30 % masked"],
+        "40 % masked": _RATES["40 % masked"],
     },
     "scratch": {
         BASELINE: {},
@@ -51,10 +53,13 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         "30 % masked": _RATES["30 % masked"],
         "40 % masked": _RATES["40 % masked"],
     },
+    "mini": {BASELINE: {}, CONTROL: {}, **_MAPNET, "30 % masked": _RATES["30 % masked"]},
 }
 """What an arm changes in its regime's recipe. The arms with a MAPNet go on with the one that lies beside the checkpoint
-in *adapted* (from its whole training) and in *published* (fitted beforehand, see `regimes.with_head`); in *scratch* it
-begins with the encoder."""
+in *adapted* (from its whole training) and in *published* (fitted beforehand, see `regimes.with_head`); in *scratch* and
+in *mini* it begins with the encoder."""
+ON_GPU = ("mini",)
+"""Regimes that a processor takes days for: without ``--device cuda`` they are worked on where they are named."""
 _DRAWN = ("exponent", "epsilon", "ess")
 
 
@@ -101,7 +106,8 @@ def _number(value: float | None) -> float:
 
 def wanted(it: regimes.Setting) -> list[str]:
     """Return the regimes of the race that are to be worked on."""
-    return [regime for regime in ARMS if not it.only or regime in it.only]
+    here = [regime for regime in ARMS if it.quick or it.device != "cpu" or regime not in ON_GPU]
+    return [regime for regime in ARMS if regime in it.only] if it.only else here
 
 
 def recipe(it: regimes.Setting, regime: str, arm: str, seed: int, values: Mapping[str, Any]) -> Any:

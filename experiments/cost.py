@@ -23,7 +23,7 @@ import regimes
 from gradvar.metrics import read_metrics
 
 ROUNDS = 5
-STEPS = {"scratch": 40, "adapted": 40, "published": 20}
+STEPS = {"scratch": 40, "adapted": 40, "published": 20, "mini": 40}
 
 
 def book(it: regimes.Setting) -> ledger.Ledger:

@@ -79,7 +79,7 @@ def tune(it: regimes.Setting, arm: str, seed: int, task: str, data: Path) -> led
     else:
         folder = arms.folder(it, REGIME, arm, seed, {"training.learning_rate": tuning.tuned(it, REGIME, arm)})
     settings = FinetuneSettings(epochs=1 if it.quick else 3, learning_rate=3e-4)
-    found = finetune(folder, task, data, seeds=1, settings=settings, cpu=True)
+    found = finetune(folder, task, data, seeds=1, settings=settings, cpu=it.device == "cpu")
     return ledger.Found(
         [{"score": found.tasks[0].seeds[0].score}],
         TASKS[task],

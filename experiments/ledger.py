@@ -25,9 +25,10 @@ from typing import Any
 
 from gradvar.provenance import versions
 
-FACTS = ("data", "checkpoint", "seconds", "command", "commit", "versions")
+FACTS = ("data", "checkpoint", "seconds", "device", "command", "commit", "versions")
 """Columns of the provenance beside a unit's key: files of text and hash of the weights that were measured, seconds of
-work, command, commit of this repository (``+`` where files differ from it), versions of the libraries."""
+work, the processor that did it (``cpu``, or the name of a GPU), command, commit of this repository (``+`` where files
+differ from it), versions of the libraries."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,13 @@ class Ledger:
         wanted = {name: _text(value) for name, value in key.items()}
         return any(all(row.get(name) == value for name, value in wanted.items()) for row in _read(self.provenance))
 
-    def add(self, key: Mapping[str, Any], found: Found, seconds: float) -> None:
+    def add(self, key: Mapping[str, Any], found: Found, seconds: float, device: str = "cpu") -> None:
         """Write down a finished unit: its numbers first, so that what the provenance names is always there."""
         facts = {
             "data": found.data,
             "checkpoint": found.checkpoint,
             "seconds": f"{seconds:.0f}",
+            "device": device,
             "command": command(),
             "commit": commit(),
             "versions": ", ".join(f"{name} {value}" for name, value in versions().items()),
@@ -125,14 +127,14 @@ def run(ledger: Ledger, units: Iterable[Unit], jobs: int = 1) -> None:
         raise SystemExit(f"{len(failed)} of {len(left)} units failed; the first: {failed[0]}")
 
 
-_Done = tuple[Found, float] | Exception
+_Done = tuple[Found, float, str] | Exception
 
 
 def _side_by_side(units: Sequence[Unit], jobs: int) -> Iterator[tuple[Unit, _Done]]:
     os.environ["OMP_NUM_THREADS"] = "1"
     signal.signal(signal.SIGTERM, _stop)
-    # A process a unit: what a library keeps between two of them, such as memory, is given back.
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+    # A process for some units: what a library keeps of them, such as memory, is given back.
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=8) as pool:
         running = {pool.submit(_attempt, unit): unit for unit in units}
         try:
             for future in as_completed(running):
@@ -159,7 +161,8 @@ def _attempt(unit: Unit) -> tuple[Unit, _Done]:
         found = unit.work(*unit.arguments)
     except Exception as error:  # of one unit; the others go on
         return unit, error
-    return unit, (found, time.perf_counter() - begun)
+    seconds = time.perf_counter() - begun
+    return unit, (found, seconds, torch.cuda.get_device_name() if torch.cuda.is_initialized() else "cpu")
 
 
 def command() -> str:

@@ -94,7 +94,9 @@ def masked_lm(stage: regimes.Stage, text: Path, contexts: int) -> MaskedLM:
     """Load a stage with a text, under uniform masks."""
     from gradvar import MaskedLM
 
-    return MaskedLM.from_checkpoint(stage.folder, text, max_length=stage.max_length, contexts=contexts)
+    return MaskedLM.from_checkpoint(
+        stage.folder, text, max_length=stage.max_length, contexts=contexts, device=stage.device
+    )
 
 
 def fit(objective: MaskedLM, options: Options, seen: int, held_out: int, seed: int) -> Fit:

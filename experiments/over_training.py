@@ -88,7 +88,7 @@ def study(stage: regimes.Stage, rate: int, size: Size) -> ledger.Found:
     """
     import gradvar
 
-    options = {"max_length": stage.max_length, "mask_rate": rate / 100, "contexts": 2}
+    options = {"max_length": stage.max_length, "mask_rate": rate / 100, "contexts": 2, "device": stage.device}
     objective = gradvar.MaskedLM.from_checkpoint(stage.folder, stage.valid, **options)
     count = min(size.sentences if rate == RATE else size.others, len(objective))
     result = gradvar.decompose(objective, sentences=count, masks=size.masks, seed=0)

@@ -92,7 +92,12 @@ def measure(stage: regimes.Stage, size: Size) -> ledger.Found:
 
     fit = measuring.fit(measuring.masked_lm(stage, stage.train, 2), Options(), size.fitted, 8, SEED)
     objective = gradvar.MaskedLM.from_checkpoint(
-        stage.folder, stage.valid, max_length=stage.max_length, contexts=size.contexts, mapnet=fit.network
+        stage.folder,
+        stage.valid,
+        max_length=stage.max_length,
+        contexts=size.contexts,
+        mapnet=fit.network,
+        device=stage.device,
     )
     found = gradvar.compare(
         objective, field(objective.room), sentences=size.sentences, masks=size.masks, batch=BATCH, seed=SEED

@@ -1,9 +1,10 @@
 """The settings that the experiments share: texts, recipes, and the checkpoints at which things are measured.
 
-Three regimes. *scratch*: a small ModernBERT from its first weights, on Wikipedia. *adapted*: the checkpoint that ships
-with gradvar, a small ModernBERT that knows Wikipedia well, goes on with film reviews. *published*: an encoder of others
-(all-MiniLM-L6-v2), which has got a masked-LM head on Wikipedia (*head*), goes on with film reviews. With ``--quick``
-all of it shrinks to the text and the checkpoint that ship with gradvar, to see that it runs.
+Four regimes. *scratch*: a small ModernBERT from its first weights, on Wikipedia. *mini*: the same with a BERT of the
+size of BERT-mini and twice the text, on a GPU. *adapted*: the checkpoint that ships with gradvar, a small ModernBERT
+that knows Wikipedia well, goes on with film reviews. *published*: an encoder of others (all-MiniLM-L6-v2), which has
+got a masked-LM head on Wikipedia (*head*), goes on with film reviews. With ``--quick`` all of it shrinks to the text
+and the checkpoint that ship with gradvar, to see that it runs.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _SMALL: dict[str, Any] = {"training.steps": 8, "training.batch": 8, "evaluation.
 _SMALL |= {"data.valid_share": 0.2, "saving.every": 2}
 _QUICK: dict[str, dict[str, Any]] = {
     "scratch": {**_SMALL, "data.tokenizer.vocabulary": 512, "data.max_length": 32},
+    "mini": {**_SMALL, "data.tokenizer.vocabulary": 512, "data.max_length": 32},
     "adapted": _SMALL,
     "head": _SMALL,
     "published": _SMALL,
@@ -58,6 +60,7 @@ class Setting:
         seeds: Seeds of every arm; None for as many as are pre-stated.
         quick: Whether everything is small.
         only: Names of the arms or stages that are worked on; empty for all.
+        device: ``cpu``, or ``cuda``.
     """
 
     train: Path
@@ -70,6 +73,7 @@ class Setting:
     seeds: int | None
     quick: bool
     only: tuple[str, ...] = ()
+    device: str = "cpu"
 
     @property
     def cache(self) -> Path:
@@ -121,6 +125,7 @@ def setting(description: str | None, arguments: list[str] | None = None) -> tupl
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side, of one thread each")
     parser.add_argument("--seeds", type=int, help="seeds of every arm; by default as many as the experiment pre-states")
     parser.add_argument("--only", nargs="*", default=(), help="arms or stages to work on")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what trains and measures")
     parser.add_argument("--quick", action="store_true", help="see that it runs: the embedded text and checkpoint")
     parser.add_argument("--draw", action="store_true", help="draw from the numbers that are there, and nothing else")
     args = parser.parse_args(arguments)
@@ -131,14 +136,17 @@ def setting(description: str | None, arguments: list[str] | None = None) -> tupl
     if args.quick:
         work = args.work / "quick"
         only = tuple(args.only)
-        found = Setting(DEMO_TEXT, DEMO_TEXT, DEMO_CHECKPOINT, args.glue, work, figures, 0, 2, True, only)
+        found = Setting(DEMO_TEXT, DEMO_TEXT, DEMO_CHECKPOINT, args.glue, work, figures, 0, 2, True, only, args.device)
         return found, args.draw
     if not args.draw:
         for name in ("train", "valid"):
             if getattr(args, name) is None or not getattr(args, name).is_file():
                 raise GradvarError(f"--{name} {getattr(args, name)}: give a file of text, or --quick")
     encoder = args.encoder or _published()
-    texts, rest = (args.train or Path(), args.valid or Path()), (args.jobs, args.seeds, False, tuple(args.only))
+    texts, rest = (
+        (args.train or Path(), args.valid or Path()),
+        (args.jobs, args.seeds, False, tuple(args.only), args.device),
+    )
     return Setting(*texts, encoder, args.glue, args.work, figures, *rest), args.draw
 
 
@@ -152,7 +160,7 @@ def recipe(it: Setting, regime: str, seed: int, values: Mapping[str, Any] | None
 
     Args:
         it: The setting.
-        regime: ``scratch``, ``adapted``, ``head`` or ``published``.
+        regime: ``scratch``, ``mini``, ``adapted``, ``head`` or ``published``.
         seed: Of the run.
         values: In place of the recipe's, by ``section.key``.
 
@@ -173,7 +181,7 @@ def recipe(it: Setting, regime: str, seed: int, values: Mapping[str, Any] | None
 
 def texts(it: Setting, regime: str) -> tuple[Path, Path]:
     """Return the training text and the held-out text of a regime, made where they are missing."""
-    if it.quick or regime in ("scratch", "head"):
+    if it.quick or regime in ("scratch", "mini", "head"):
         return it.train, it.valid
     return film(it, "train"), film(it, "valid")
 
@@ -261,7 +269,7 @@ def with_head(it: Setting) -> Path:
         from gradvar.fitting import Options, fit_mapnet
 
         last = trained(it, recipe(it, "head", REFERENCE_SEED), it.work / "runs/head")
-        objective = MaskedLM.from_checkpoint(last, it.train, max_length=128, contexts=2)
+        objective = MaskedLM.from_checkpoint(last, it.train, max_length=128, contexts=2, device=it.device)
         count = 64 if it.quick else MAPNET_SENTENCES
         fit = fit_mapnet(objective, Options(epochs=1), sentences=count, held_out=8, seed=REFERENCE_SEED)
         temporary = folder.with_name(".published")
@@ -302,11 +310,11 @@ def trained(it: Setting, wanted: Any, folder: Path) -> Path:
     if (folder / RECIPE).is_file() and (keys := _apart(changed(wanted, read_recipe(folder / RECIPE)))):
         raise GradvarError(f"{folder} is a run of other settings ({', '.join(keys)}); remove it to train it anew")
     if checkpoints.last_whole(folder) is not None:
-        ended = run.resume(folder, console, it.cache, cpu=True)
+        ended = run.resume(folder, console, it.cache, cpu=it.device == "cpu")
     else:
         shutil.rmtree(folder, ignore_errors=True)  # what was killed before its first checkpoint
         folder.parent.mkdir(parents=True, exist_ok=True)
-        ended = run.start(wanted, folder, console, it.cache, cpu=True)
+        ended = run.start(wanted, folder, console, it.cache, cpu=it.device == "cpu")
     if ended.signal or ended.checkpoint is None:
         raise SystemExit(f"{folder} was interrupted; the same command goes on with it")
     return ended.checkpoint
@@ -327,6 +335,7 @@ class Stage:
         train: Training text of its regime.
         valid: Held-out text of its regime.
         max_length: Tokens of a sequence.
+        device: Where it is measured.
     """
 
     name: str
@@ -334,6 +343,7 @@ class Stage:
     train: Path
     valid: Path
     max_length: int
+    device: str = "cpu"
 
     @property
     def sha256(self) -> str:
@@ -351,7 +361,7 @@ def stages(it: Setting, regime: str, size: str = "", values: Mapping[str, Any] |
 
     Args:
         it: The setting.
-        regime: ``scratch``, ``adapted`` or ``published``.
+        regime: ``scratch``, ``mini``, ``adapted`` or ``published``.
         size: Name of another size of the model, whose stages are ``REGIME-SIZE@STEP``.
         values: What makes it that size, in place of the recipe's.
 
@@ -369,7 +379,7 @@ def stages(it: Setting, regime: str, size: str = "", values: Mapping[str, Any] |
     for part in STAGES:
         step = round(part / STAGES[1]) * unit
         place = folder / f"checkpoint-{step}" if step else _first(it, wanted, folder)
-        found.append(Stage(f"{name}@{step}", place, *texts(it, regime), wanted.data.max_length))
+        found.append(Stage(f"{name}@{step}", place, *texts(it, regime), wanted.data.max_length, it.device))
     return found
 
 

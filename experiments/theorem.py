@@ -199,7 +199,7 @@ def increments(vectors: Iterable[Tensor]) -> np.ndarray:
 def _objective(stage: regimes.Stage) -> Any:
     import gradvar
 
-    return gradvar.MaskedLM.from_checkpoint(stage.folder, stage.train, max_length=stage.max_length)
+    return gradvar.MaskedLM.from_checkpoint(stage.folder, stage.train, max_length=stage.max_length, device=stage.device)
 
 
 def _row(batch: int, masks: int, count: int, value: Any, low: Any, high: Any) -> dict[str, Any]:

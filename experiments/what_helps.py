@@ -34,7 +34,7 @@ from scipy import stats
 GROUPS, CELLS = 24, 32
 STAGES = (1, 2, 3)
 FEWEST = 3  # arms of a regime that are ranked
-SENTENCES = {"scratch": 16384, "adapted": 640, "published": 640}
+SENTENCES = {"scratch": 16384, "adapted": 640, "published": 640, "mini": 16384}
 """To which a MAPNet is fitted; the film reviews have no more."""
 
 
@@ -57,9 +57,9 @@ def measure_stage(it: regimes.Setting, regime: str, stage: regimes.Stage, batch:
     """
     from gradvar import MaskedLM
 
-    options: dict[str, Any] = {"max_length": stage.max_length, "contexts": 2}
+    options: dict[str, Any] = {"max_length": stage.max_length, "contexts": 2, "device": stage.device}
     network, proposal = _mapnet(it, regime, MaskedLM.from_checkpoint(stage.folder, stage.train, **options))
-    text = stage.train if it.quick or regime == "scratch" else regimes.film(it, "others")
+    text = stage.train if it.quick or regime in ("scratch", "mini") else regimes.film(it, "others")
     uniform = MaskedLM.from_checkpoint(stage.folder, text, **options)
     fitted = MaskedLM.from_checkpoint(stage.folder, text, mapnet=network, **options)
     order = np.random.default_rng(0).permutation(len(uniform))
@@ -121,7 +121,7 @@ def group_means(objective: Any, blocks: list[np.ndarray], masks: int) -> np.ndar
         objective.model.zero_grad(set_to_none=True)
         objective.losses(batch).mean().backward()
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        found.append(torch.cat([part.flatten() for part in parts]).double().numpy())
+        found.append(torch.cat([part.flatten() for part in parts]).double().cpu().numpy())
     objective.model.zero_grad(set_to_none=True)
     return np.stack(found)
 

@@ -1,11 +1,23 @@
 """Counter-based randomness: every draw is a pure function of integers, whatever the order or device."""
 
-import torch
 from torch import Tensor
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def _signed(x: int) -> int:
+    """Wrap an integer around to 64 bits with a sign."""
+    return (x + 2**63) % 2**64 - 2**63
+
+
+def _mixed(x: int) -> int:
+    """`splitmix64` of one integer, without a tensor: uploading it to a GPU would stop every draw."""
+    x = (x + _GOLDEN) % 2**64
+    x = (x ^ (x >> 30)) * _MIX_1 % 2**64
+    x = (x ^ (x >> 27)) * _MIX_2 % 2**64
+    return _signed(x ^ (x >> 31))
 
 
 def shift_right(x: Tensor, bits: int) -> Tensor:
@@ -41,9 +53,9 @@ def hash_key(seed: int, *parts: Tensor) -> Tensor:
     Returns:
         int64 tensor of the broadcast shape.
     """
-    signed = (seed + 2**63) % 2**64 - 2**63
-    key = splitmix64(torch.tensor(signed, dtype=torch.int64, device=parts[0].device))
-    for part in parts:
+    first, *others = parts
+    key = splitmix64(first ^ _mixed(seed))
+    for part in others:
         key = splitmix64(key ^ part)
     return key
 

@@ -132,6 +132,7 @@ def arguments_of(recipe: Recipe, out: Path, cpu: bool, resumed: bool = False) ->
             warmup_steps=spec.warmup,
             bf16=spec.bf16,
             torch_compile=spec.compile,
+            tf32=False,  # compiling would turn it on, for all that the process measures
             use_cpu=cpu or not torch.cuda.is_available(),
             dataloader_num_workers=spec.workers,
             logging_steps=saving.log_every,
@@ -142,6 +143,7 @@ def arguments_of(recipe: Recipe, out: Path, cpu: bool, resumed: bool = False) ->
             save_steps=saving.every or 2**40,
             save_total_limit=saving.keep,
             report_to=[name for name in saving.loggers if name != "tensorboard"] or "none",
+            logging_nan_inf_filter=False,  # the logged loss is this package's own
             disable_tqdm=True,
             log_level="error",
             log_level_replica="error",

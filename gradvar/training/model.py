@@ -33,7 +33,7 @@ def build_encoder(spec: Model, tokenizer: Any, max_length: int, seed: int) -> nn
         GradvarError: If there is no such architecture or checkpoint, if a key of its configuration is none, or if it
             does not go with the tokenizer.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         if spec.source is None:
             model = _from_scratch(spec, tokenizer, seed)
         else:

@@ -331,7 +331,8 @@ class MaskProposalTrainer(WholeCheckpoints):
         together = torch.cat([tallies[name].to(self.args.device, torch.float64).flatten() for name in names])
         if self.args.world_size > 1:
             dist.all_reduce(together)
-        return dict(zip(names, together.split(sizes), strict=True))
+        # On the CPU: what reads them, number by number, would wait for a GPU each time.
+        return dict(zip(names, together.cpu().split(sizes), strict=True))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with what masks and MAPNet did since the last line."""
