@@ -53,7 +53,12 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         "30 % masked": _RATES["30 % masked"],
         "40 % masked": _RATES["40 % masked"],
     },
-    "mini": {BASELINE: {}, CONTROL: {}, **_MAPNET, "30 % masked": _RATES["30 % masked"]},
+    "mini": {
+        BASELINE: {},
+        CONTROL: {},
+        **{arm: changes for arm, changes in _MAPNET.items() if arm != "mapnet, weighted sets"},
+        "30 % masked": _RATES["30 % masked"],
+    },
 }
 """What an arm changes in its regime's recipe. The arms with a MAPNet go on with the one that lies beside the checkpoint
 in *adapted* (from its whole training) and in *published* (fitted beforehand, see `regimes.with_head`); in *scratch* and

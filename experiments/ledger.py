@@ -98,6 +98,25 @@ class Ledger:
             _write(self.path, [*kept, *({**key, **row} for row in found.rows)])
             _write(self.provenance, [*_read(self.provenance), {**key, **facts}])
 
+    def take(self, other: Ledger) -> int:
+        """Take over what another ledger of the same experiment has done and this one has not; return how many units."""
+        theirs, taken = _read(other.provenance), 0
+        names = [name for name in (theirs[0] if theirs else ()) if name not in FACTS]
+        with _alone(self.path):
+            rows, done = self.rows(), _read(self.provenance)
+            known = {tuple(unit[name] for name in names) for unit in done}
+            for unit in theirs:
+                key = tuple(unit[name] for name in names)
+                if key not in known:
+                    rows = [row for row in rows if tuple(row[name] for name in names) != key]
+                    rows += [row for row in other.rows() if tuple(row[name] for name in names) == key]
+                    done.append(unit)
+                    taken += 1
+            if taken:
+                _write(self.path, rows)
+                _write(self.provenance, done)
+        return taken
+
 
 def run(ledger: Ledger, units: Iterable[Unit], jobs: int = 1) -> None:
     """Do what is not done yet, several units side by side, each in a process of one thread.

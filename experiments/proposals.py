@@ -116,7 +116,7 @@ def loss(objective: MaskedLM, sentences: int = 256) -> Any:
     data = sampling_order(len(objective), SEED)[:sentences].tolist()
     with torch.no_grad():
         parts = [objective.losses(objective.draw(data[at : at + 32], (1,), SEED)) for at in range(0, len(data), 32)]
-    return of_means(lambda means: float(means[0]), torch.cat(parts).double().numpy()[:, None])
+    return of_means(lambda means: float(means[0]), torch.cat(parts).double().cpu().numpy()[:, None])
 
 
 def rows_of(found: Comparison, first: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,10 +1,10 @@
 """The settings that the experiments share: texts, recipes, and the checkpoints at which things are measured.
 
-Four regimes. *scratch*: a small ModernBERT from its first weights, on Wikipedia. *mini*: the same with a BERT of the
-size of BERT-mini and twice the text, on a GPU. *adapted*: the checkpoint that ships with gradvar, a small ModernBERT
-that knows Wikipedia well, goes on with film reviews. *published*: an encoder of others (all-MiniLM-L6-v2), which has
-got a masked-LM head on Wikipedia (*head*), goes on with film reviews. With ``--quick`` all of it shrinks to the text
-and the checkpoint that ship with gradvar, to see that it runs.
+Four regimes. *scratch*: a small ModernBERT from its first weights, on Wikipedia. *mini*: one of the size of BERT-mini,
+with twice the text, on a GPU. *adapted*: the checkpoint that ships with gradvar, a small ModernBERT that knows
+Wikipedia well, goes on with film reviews. *published*: an encoder of others (all-MiniLM-L6-v2), which has got a
+masked-LM head on Wikipedia (*head*), goes on with film reviews. With ``--quick`` all of it shrinks to the text and the
+checkpoint that ship with gradvar, to see that it runs.
 """
 
 from __future__ import annotations

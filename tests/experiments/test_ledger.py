@@ -145,3 +145,13 @@ def test_the_provenance_names_files_without_their_places(book, monkeypatch):
     assert row["command"] == "python experiments/race.py --train text.txt --jobs 2"
     assert (row["seed"], row["data"], row["checkpoint"], row["seconds"]) == ("0", "text.txt", "0123", "12")
     assert row["versions"].startswith("python ")
+
+
+def test_what_another_machine_has_done_is_taken_over_once(book, tmp_path):
+    other = ledger.Ledger(tmp_path / "elsewhere" / "numbers.csv")
+    for one, name, value, device in ((book, "a", 1, "cpu"), (other, "a", 2, "H100"), (other, "b", 3, "H100")):
+        one.add({"name": name}, found(value), 1.0, device)
+    assert [book.take(other), book.take(other)] == [1, 0]
+    assert [(row["name"], row["value"]) for row in book.rows()] == [("a", "1"), ("b", "3")]
+    assert [(row["name"], row["device"]) for row in ledger._read(book.provenance)] == [("a", "cpu"), ("b", "H100")]
+    assert ledger.Ledger(tmp_path / "new" / "numbers.csv").take(other) == 2
