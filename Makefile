@@ -48,7 +48,7 @@ docs: $(STAMP)
 figures: $(STAMP)
 	$(BIN)/python experiments/figures.py
 
-EXPERIMENTS := tuning cost theorem over_training proposals mapnet_quality convergence confirm glue what_helps scaling
+EXPERIMENTS := tuning cost theorem over_training proposals mapnet_quality convergence confirm glue what_helps scaling base_cost
 experiments-quick: $(STAMP)
 	@for name in $(EXPERIMENTS); do \
 		echo "$$name.py --quick"; $(BIN)/python experiments/$$name.py --quick || exit $$?; \

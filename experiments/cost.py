@@ -1,7 +1,7 @@
 r"""What a training step of each arm costs beside one of uniform masks.
 
-Pre-stated. In each of five rounds every arm of a regime is trained for 40 steps (20 in *published*), one after the
-other, in an order that each round begins one arm later; the seconds of the last 32 (16) count, evaluation apart. The
+Pre-stated. In each of five rounds every arm of a regime is trained for 40 steps (10 in *published*), one after the
+other, in an order that each round begins one arm later; the seconds of the last 32 (8) count, evaluation apart. The
 online calibration of a MAPNet, which trusts no score before it has looked 16 times, is made to trust from its first
 look on, whatever it finds, so that the drawing that it leads to is timed, too: for a run in which it abstains the cost
 is an upper bound. An arm's cost is the median over rounds of the ratio to the uniform arm of the same round; its
@@ -14,6 +14,7 @@ runs are.
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import arms
 import ledger
@@ -23,7 +24,7 @@ import regimes
 from gradvar.metrics import read_metrics
 
 ROUNDS = 5
-STEPS = {"scratch": 40, "adapted": 40, "published": 20, "mini": 40}
+STEPS = {"scratch": 40, "adapted": 40, "published": 10, "mini": 40}
 
 
 def book(it: regimes.Setting) -> ledger.Ledger:
@@ -51,9 +52,7 @@ def ratios(it: regimes.Setting, regime: str) -> dict[str, tuple[float, float, fl
 
 def time_round(it: regimes.Setting, regime: str, number: int) -> ledger.Found:
     """Time all arms of a regime once."""
-    from gradvar.mapnet import online
-
-    online._FEWEST, online._CERTAINTY = 1, -1e9  # type: ignore[attr-defined]
+    trust_at_once()
     names = [arm for arm in arms.ARMS[regime] if arm != arms.CONTROL]
     first = number % len(names)
     steps = STEPS[regime]
@@ -71,12 +70,32 @@ def time_round(it: regimes.Setting, regime: str, number: int) -> ledger.Found:
         folder = it.work / "runs" / "cost" / f"{regime}-{number}"
         shutil.rmtree(folder, ignore_errors=True)
         regimes.trained(it, regimes.recipe(it, regime, 300 + number, {**arms.ARMS[regime][arm], **short}), folder)
-        at = {line["step"]: line["seconds"] for line in read_metrics(folder) if "loss" in line}
-        last = max(at)
         drawn = {name: line[name] for line in read_metrics(folder) for name in ("exponent", "epsilon") if name in line}
-        rows.append({"arm": arm, "step_seconds": (at[last] - at[before]) / (last - before), **drawn})
+        rows.append({"arm": arm, "step_seconds": step_seconds(folder, before), **drawn})
         shutil.rmtree(folder)
     return ledger.Found(rows, regimes.texts(it, regime)[0].name)
+
+
+def trust_at_once() -> None:
+    """Make the online calibration of MAPNets in this process trust scores from its first look on."""
+    from gradvar.mapnet import online
+
+    online._FEWEST, online._CERTAINTY = 1, -1e9  # type: ignore[attr-defined]
+
+
+def step_seconds(run: Path, before: int) -> float:
+    """Return the seconds of a step of a run, evaluation apart, without its first steps.
+
+    Args:
+        run: Its folder.
+        before: Steps that are left out, after which it has written a line.
+
+    Returns:
+        The seconds.
+    """
+    at = {line["step"]: line["seconds"] for line in read_metrics(run) if "loss" in line}
+    last = max(at)
+    return (at[last] - at[before]) / (last - before)
 
 
 def main() -> None:

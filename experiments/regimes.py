@@ -299,16 +299,13 @@ def trained(it: Setting, wanted: Any, folder: Path) -> Path:
     Raises:
         GradvarError: If the folder holds a run of other settings.
         SystemExit: If it was interrupted.
-    """
+    """  # noqa: DOC502
     from rich.console import Console
 
     from gradvar.training import run
-    from gradvar.training.folder import RECIPE
-    from gradvar.training.reading import changed, read_recipe
 
     console = Console(quiet=True)
-    if (folder / RECIPE).is_file() and (keys := _apart(changed(wanted, read_recipe(folder / RECIPE)))):
-        raise GradvarError(f"{folder} is a run of other settings ({', '.join(keys)}); remove it to train it anew")
+    _check(wanted, folder)
     if checkpoints.last_whole(folder) is not None:
         ended = run.resume(folder, console, it.cache, cpu=it.device == "cpu")
     else:
@@ -320,9 +317,15 @@ def trained(it: Setting, wanted: Any, folder: Path) -> Path:
     return ended.checkpoint
 
 
-def _apart(keys: list[str]) -> list[str]:
-    """Leave out where texts and checkpoints lie, which may be elsewhere when a run goes on."""
-    return [key for key in keys if not key.endswith((".train", ".valid", ".source"))]
+def _check(wanted: Any, folder: Path) -> None:
+    """Refuse a run of other settings; texts and checkpoints may lie elsewhere when a run goes on."""
+    from gradvar.training.folder import RECIPE
+    from gradvar.training.reading import changed, read_recipe
+
+    there = changed(wanted, read_recipe(folder / RECIPE)) if (folder / RECIPE).is_file() else []
+    keys = [key for key in there if not key.endswith((".train", ".valid", ".source"))]
+    if keys:
+        raise GradvarError(f"{folder} is a run of other settings ({', '.join(keys)}); remove it to train it anew")
 
 
 @dataclass(frozen=True)
@@ -370,11 +373,14 @@ def stages(it: Setting, regime: str, size: str = "", values: Mapping[str, Any] |
     """
     name = f"{regime}-{size}" if size else regime
     wanted = recipe(it, regime, REFERENCE_SEED, values)
-    unit = round(STAGES[1] * wanted.training.steps)
+    unit = int(STAGES[1] * wanted.training.steps)  # the last stage may lie some steps before the end
     saving = {"saving.every": unit, "saving.keep": 99}
     wanted = recipe(it, regime, REFERENCE_SEED, {**(values or {}), **saving})
     folder = it.work / "runs" / f"reference-{name}"
-    trained(it, wanted, folder)
+    if (folder / f"checkpoint-{round(STAGES[-1] / STAGES[1]) * unit}").is_dir():
+        _check(wanted, folder)  # and no more: the state of the optimizer may have been left on another machine
+    else:
+        trained(it, wanted, folder)
     found = []
     for part in STAGES:
         step = round(part / STAGES[1]) * unit
