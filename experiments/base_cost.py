@@ -1,10 +1,9 @@
 r"""What a step of BERT-base at the scale of the field costs on one GPU, under uniform masks and with a MAPNet.
 
-Pre-stated. `recipes/mapnet-bert-base.yaml` (batch 256, bf16) with two micro-batches a step, at both of its lengths,
-under ``uniform/simple`` and under its own ``mapnet/pps``: 12 steps of 128 tokens and 6 of 512, of which the first third
-is left out, evaluation and saving apart. As in `cost.py`, the MAPNet is made to trust its scores from its first look
-on. One run each, alone on the GPU: what a step takes there scatters little beside what is extrapolated in
-docs/scaling.md.
+Pre-stated. `recipes/mapnet-bert-base.yaml` (131,072 tokens a step, bf16) with four micro-batches a step, at both of its
+lengths, under ``uniform/simple`` and under its own ``mapnet/pps``: 12 steps each, of which the first four are left out,
+evaluation and saving apart. As in `cost.py`, the MAPNet is made to trust its scores from its first look on. One run
+each, alone on the GPU: what a step takes there scatters little beside what is extrapolated in docs/scaling.md.
 
     python experiments/base_cost.py --train TRAIN --valid VALID --encoder ENCODER --device cuda --jobs 1
 """
@@ -18,7 +17,8 @@ import cost
 import ledger
 import regimes
 
-STEPS = {128: 12, 512: 6}
+LENGTHS = (128, 512)
+STEPS, BEFORE, TOKENS = 12, 4, 131072
 PROPOSALS = ("uniform/simple", "mapnet/pps")
 _SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 
@@ -35,22 +35,21 @@ def measure(it: regimes.Setting, proposal: str, length: int) -> ledger.Found:
     from gradvar.training.reading import read_recipe
 
     cost.trust_at_once()
-    steps = STEPS[length]
-    before = steps // 3
     values: dict[str, Any] = {
         "data.train": str(it.valid),
         "data.valid_share": 0.2,
         "data.max_length": length,
         "data.tokenizer.source": str(it.encoder),
         "masking.proposal": proposal,
-        "training.steps": steps,
+        "training.steps": STEPS,
+        "training.batch": TOKENS // length,
         "training.max_length": None,
-        "training.accumulation": 2,
+        "training.accumulation": 4,
         "training.workers": 0,
         "evaluation.every": None,
         "evaluation.sentences": 8,
         "saving.every": None,
-        "saving.log_every": before,
+        "saving.log_every": BEFORE,
         "saving.loggers": [],
     }
     if it.quick:
@@ -59,7 +58,7 @@ def measure(it: regimes.Setting, proposal: str, length: int) -> ledger.Found:
     folder = it.work / "runs" / "base-cost"
     shutil.rmtree(folder, ignore_errors=True)
     regimes.trained(it, recipe, folder)
-    seconds = cost.step_seconds(folder, before)
+    seconds = cost.step_seconds(folder, BEFORE)
     shutil.rmtree(folder)
     memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_initialized() else None
     row = {"step_seconds": seconds, "tokens_per_second": recipe.training.batch * length / seconds, "peak_gib": memory}
@@ -72,7 +71,7 @@ def main() -> None:
     if not drawing_alone:
         units = [
             ledger.Unit({"proposal": proposal, "length": length}, measure, (it, proposal, length))
-            for length in STEPS
+            for length in LENGTHS
             for proposal in PROPOSALS
         ]
         ledger.run(book(it), units, it.jobs)
