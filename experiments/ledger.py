@@ -152,9 +152,8 @@ _Done = tuple[Found, float, str] | Exception
 def _side_by_side(units: Sequence[Unit], jobs: int) -> Iterator[tuple[Unit, _Done]]:
     os.environ["OMP_NUM_THREADS"] = "1"
     signal.signal(signal.SIGTERM, _stop)
-    # A process for some units: what a library keeps of them, such as memory, is given back.
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=8) as pool:
-        running = {pool.submit(_attempt, unit): unit for unit in units}
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        running = {pool.submit(_in_process, unit): unit for unit in units}
         try:
             for future in as_completed(running):
                 error = future.exception()  # such as that of a worker that was killed
@@ -169,6 +168,13 @@ def _side_by_side(units: Sequence[Unit], jobs: int) -> Iterator[tuple[Unit, _Don
 
 def _stop(number: int, _: object) -> None:
     raise SystemExit(128 + number)
+
+
+def _in_process(unit: Unit) -> tuple[Unit, _Done]:
+    try:
+        return _attempt(unit)
+    except SystemExit:  # interrupted; the pool would have this process begin with the next unit
+        os._exit(1)
 
 
 def _attempt(unit: Unit) -> tuple[Unit, _Done]:

@@ -29,6 +29,12 @@ def failing(kind):
     raise kind("out of luck")
 
 
+def interrupted():
+    """End like a training run that has caught the signal to save a checkpoint."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit
+
+
 def values(book):
     return [row["value"] for row in book.rows()]
 
@@ -68,6 +74,17 @@ def test_units_are_done_in_processes_of_their_own(book, tmp_path, monkeypatch):
         signal.signal(signal.SIGTERM, usual)
     assert values(book) == ["a"]
     assert float(ledger._read(book.provenance)[0]["seconds"]) >= 0
+
+
+def test_a_process_that_is_interrupted_begins_with_no_other_unit(book, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    usual = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit):
+            ledger.run(book, [ledger.Unit({"name": "bad"}, interrupted), *units(tmp_path / "log", "abc")])
+    finally:
+        signal.signal(signal.SIGTERM, usual)
+    assert not (tmp_path / "log").exists()
 
 
 KEY = {"arm": 'mapnet, "weighted" sets', "rate": 1e-3, "size": 0.5, "seed": 1, "none": None}
