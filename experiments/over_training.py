@@ -68,11 +68,11 @@ class Book(ledger.Ledger):
         """The numbers of layers."""
         return ledger.Ledger(self.path.with_suffix(".layers.csv"))
 
-    def add(self, key: Mapping[str, Any], found: ledger.Found, seconds: float) -> None:
+    def add(self, key: Mapping[str, Any], found: ledger.Found, seconds: float, device: str = "cpu") -> None:
         """Write down a finished unit: its layers first, so that what is done is whole."""
         parts = {of_layer: [row for row in found.rows if ("layer" in row) == of_layer] for of_layer in (True, False)}
-        self.layers.add(key, replace(found, rows=parts[True]), seconds)
-        super().add(key, replace(found, rows=parts[False]), seconds)
+        self.layers.add(key, replace(found, rows=parts[True]), seconds, device)
+        super().add(key, replace(found, rows=parts[False]), seconds, device)
 
 
 def study(stage: regimes.Stage, rate: int, size: Size) -> ledger.Found:
