@@ -58,7 +58,7 @@ class Experiment:
 
 
 def _theorem(it: regimes.Setting) -> str:
-    return "; ".join(theorem_figure.verdict(theorem_figure.read(theorem.book(it).rows()))[1]) + "."
+    return "; ".join(theorem_figure.findings(theorem.book(it).rows())) + "."
 
 
 def _over_training(name: str) -> Callable[[regimes.Setting], str]:

@@ -99,23 +99,25 @@ class Ledger:
             _write(self.provenance, [*_read(self.provenance), {**key, **facts}])
 
     def take(self, other: Ledger) -> int:
-        """Take over what another ledger of the same experiment has done and this one has not; return how many units."""
-        theirs, taken = _read(other.provenance), 0
+        """Take over what another ledger of the same experiment has done and this one has not; return how many units.
+
+        A row is that of the unit that it agrees with in all columns that the unit fills, and in the most of them.
+        """
+        theirs = _read(other.provenance)
         names = [name for name in (theirs[0] if theirs else ()) if name not in FACTS]
+        keys = [{name: unit[name] for name in names if unit[name]} for unit in theirs]
+        rows: list[list[dict[str, str]]] = [[] for _ in keys]
+        for row in other.rows():
+            own = [number for number, key in enumerate(keys) if key.items() <= row.items()]
+            if own:  # not what was being written when the other was killed
+                rows[max(own, key=lambda number: len(keys[number]))].append(row)
         with _alone(self.path):
-            rows, done = self.rows(), _read(self.provenance)
-            known = {tuple(unit[name] for name in names) for unit in done}
-            for unit in theirs:
-                key = tuple(unit[name] for name in names)
-                if key not in known:
-                    rows = [row for row in rows if tuple(row[name] for name in names) != key]
-                    rows += [row for row in other.rows() if tuple(row[name] for name in names) == key]
-                    done.append(unit)
-                    taken += 1
-            if taken:
-                _write(self.path, rows)
-                _write(self.provenance, done)
-        return taken
+            known = [{name: unit.get(name, "") for name in names} for unit in _read(self.provenance)]
+            new = [n for n, unit in enumerate(theirs) if {name: unit[name] for name in names} not in known]
+            if new:
+                _write(self.path, [*self.rows(), *(row for number in new for row in rows[number])])
+                _write(self.provenance, [*_read(self.provenance), *(theirs[number] for number in new)])
+        return len(new)
 
 
 def run(ledger: Ledger, units: Iterable[Unit], jobs: int = 1) -> None:

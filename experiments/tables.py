@@ -48,10 +48,11 @@ def column(row: dict[str, str], name: str, scale: float = 1.0, form: str = ".3g"
 def of_theorem(it: regimes.Setting) -> str:
     """Write how predicted and measured variances compare, a row a stage."""
     rows = []
-    for stage in theorem_figure.read(theorem.book(it).rows()):
-        inside = sum(theorem_figure.holds(kind.ratio) for kind in stage.kinds)
-        rows.append((stage.name, ends(*stage.pooled()), f"{inside} of {len(stage.kinds)}"))
-    return table(("stage", "measured / predicted, mean over the grid", "intervals with 1 inside"), rows)
+    for part, title in theorem_figure.PARTS.items():
+        for stage in theorem_figure.read(theorem.book(it).rows(), part):
+            inside = sum(theorem_figure.holds(kind.ratio) for kind in stage.kinds)
+            rows.append((stage.name, title, ends(*stage.pooled()), f"{inside} of {len(stage.kinds)}"))
+    return table(("stage", "predicted", "measured / predicted, mean over the grid", "intervals with 1 inside"), rows)
 
 
 def of_training(it: regimes.Setting) -> str:

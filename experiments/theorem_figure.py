@@ -14,6 +14,8 @@ from scipy import stats
 
 RIVALS = {"masks count like sentences, V/(B K)": (1, 1), "masks count for nothing, V/B": (1, 0)}
 """What else one could think: the exponents of B and K."""
+PARTS = {"predicted": "from 512 sentences", "again": "again, from 2,048"}
+"""The predictions, and how they are called."""
 _MARKERS = "osD^"
 
 
@@ -73,11 +75,12 @@ class Compared:
         return value / scale, (value - reach) / scale, (value + reach) / scale
 
 
-def read(rows: Sequence[dict[str, str]]) -> list[Compared]:
+def read(rows: Sequence[dict[str, str]], part: str = "predicted") -> list[Compared]:
     """Put measurements beside their prediction.
 
     Args:
         rows: Of the CSV; stages that lack their prediction, or any measurement, are left out.
+        part: Which of the predictions, see `PARTS`.
 
     Returns:
         The stages, in the order of the rows.
@@ -87,7 +90,7 @@ def read(rows: Sequence[dict[str, str]]) -> list[Compared]:
     found = []
     for name in dict.fromkeys(row["stage"] for row in rows):
         own = [row for row in rows if row["stage"] == name]
-        predicted = {(row["batch"], row["masks"]): row for row in own if row["part"] == "predicted"}
+        predicted = {(row["batch"], row["masks"]): row for row in own if row["part"] == part}
         measured = [row for row in own if row["part"] == "measured" and (row["batch"], row["masks"]) in predicted]
         if not measured:
             continue
@@ -143,6 +146,13 @@ def verdict(compared: Sequence[Compared]) -> tuple[bool, list[str]]:
     return good, lines
 
 
+def findings(rows: Sequence[dict[str, str]]) -> list[str]:
+    """Say what the pre-stated prediction is worth, and then the one that was made again."""
+    first, again = (read(rows, part) for part in PARTS)
+    lines = verdict(first)[1] if first else []
+    return lines + ([f"predicted again, {'; '.join(verdict(again)[1][:2])}"] if again else [])
+
+
 def draw(book: ledger.Ledger) -> None:
     """Draw the figure beside the numbers, as far as they go; print the verdict.
 
@@ -153,7 +163,7 @@ def draw(book: ledger.Ledger) -> None:
     if not compared:
         print(f"{book.path.name}: no prediction has a measurement yet; nothing to draw")
         return
-    _, lines = verdict(compared)
+    lines = findings(book.rows())
     print(*(f"  {line}" for line in lines), sep="\n")
     for stage in compared:
         value, low, high = stage.pooled()

@@ -172,3 +172,11 @@ def test_what_another_machine_has_done_is_taken_over_once(book, tmp_path):
     assert [(row["name"], row["value"]) for row in book.rows()] == [("a", "1"), ("b", "3")]
     assert [(row["name"], row["device"]) for row in ledger._read(book.provenance)] == [("a", "cpu"), ("b", "H100")]
     assert ledger.Ledger(tmp_path / "new" / "numbers.csv").take(other) == 2
+
+
+def test_rows_that_say_more_than_their_unit_are_taken_over_with_it(book, tmp_path):
+    other = ledger.Ledger(tmp_path / "elsewhere" / "numbers.csv")
+    other.add({"part": "measured", "batch": 1}, found(1), 1.0)
+    other.add({"part": "predicted"}, ledger.Found([{"batch": 1, "value": 2}, {"batch": "", "value": 3}]), 1.0)
+    assert book.take(other) == 2
+    assert book.rows() == other.rows()
