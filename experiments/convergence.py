@@ -288,16 +288,20 @@ def draw(it: regimes.Setting) -> None:
     drawing.save(made, it.figures / "convergence")
 
 
+_FROM, _TO = 0.5, 2.0  # of the ratios that are drawn
+
+
 def _ratios(axes: object, each: Sequence[Standing]) -> None:
     for y, one in enumerate(each):
-        low, high = one.ends
-        known = one.seconds.low == one.seconds.high
-        axes.plot([low, min(high, 2.0)], [y, y], color=drawing.COLOURS[0], linewidth=1.5)
-        if known:
-            axes.plot(one.seconds.low, y, "o", color=drawing.COLOURS[0], markersize=5)
-            axes.plot(one.steps.low, y, "|", color=drawing.COLOURS[1], markersize=9)
-        if high > 2.0:
-            axes.plot(2.0, y, ">", color=drawing.COLOURS[0], markersize=5)
+        low, high = np.clip(one.ends, _FROM, _TO)
+        axes.plot([low, high], [y, y], color=drawing.COLOURS[0], linewidth=1.5)
+        if one.ends[1] > _TO:
+            axes.plot(_TO, y, ">", color=drawing.COLOURS[0], markersize=5)
+            if one.seconds.low > _TO:
+                axes.annotate(one.said, (_TO, y), (-8, 0), textcoords="offset points", ha="right", va="center")
+        for ratio, style, colour, size in ((one.seconds, "o", 0, 5), (one.steps, "|", 1, 9)):
+            if ratio.low == ratio.high and _FROM <= ratio.low <= _TO:
+                axes.plot(ratio.low, y, style, color=drawing.COLOURS[colour], markersize=size)
     axes.plot([], [], "o", color=drawing.COLOURS[0], label="seconds")
     axes.plot([], [], "|", color=drawing.COLOURS[1], label="steps")
     axes.legend(loc="lower right")
@@ -305,6 +309,7 @@ def _ratios(axes: object, each: Sequence[Standing]) -> None:
     axes.set_xscale("log")
     ticks = (0.5, 0.7, 0.85, 1, 1.2, 1.5, 2)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xlim(_FROM * 0.96, _TO * 1.04)
     axes.minorticks_off()
     axes.set_yticks(range(len(each)), [one.arm for one in each])
     axes.invert_yaxis()
