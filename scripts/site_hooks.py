@@ -5,6 +5,7 @@ reference/ with docstrings. The hooks run while `make docs` builds; this module 
 """
 
 import re
+from pathlib import Path
 from posixpath import dirname, join, normpath
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement
@@ -19,6 +20,8 @@ import gradvar
 ROLE = r":(?:class|func|meth|mod|attr|data|exc|obj):`(~?)([\w.]+)`"
 _NUMBER = re.compile(r"\[[-\d.,e ∞%]+\]|-?\d[\d.]*(?:e-\d+|–\d[\d.]*)")  # an interval, a range, a power of ten
 _LINK = re.compile(r"(?<!!)\[([^\]\[]+)\]\(([^)\s:#]+)(#[^)\s]*)?\)")
+
+_PICTURE = re.compile(r"(!\[[^\]]*\]\()\.\./(?=figures/)")
 
 
 def target_of(name: str) -> str:
@@ -62,6 +65,16 @@ def without_ways_out(markdown: str, path: str) -> str:
     return _LINK.sub(replaced, markdown)
 
 
+def on_files(files: Any, config: Any) -> Any:
+    """Take the pictures of the experiments into the site, which lie beside docs/."""
+    from mkdocs.structure.files import File
+
+    root = Path(config.docs_dir).parent
+    for path in sorted(root.glob("figures/*.png")):
+        files.append(File.generated(config, str(path.relative_to(root)), abs_src_path=str(path)))
+    return files
+
+
 def on_config(config: Any) -> Any:
     """Let all pages and docstrings be read with roles."""
     config.markdown_extensions.append(Roles())
@@ -71,7 +84,7 @@ def on_config(config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Prepare a page: leave out what only the code host should show, and links to what the site does not have."""
     kept = re.sub(r"<!-- code host only -->.*?<!-- end -->\n*", "", markdown, flags=re.DOTALL)
-    return without_ways_out(kept, page.file.src_uri)
+    return without_ways_out(_PICTURE.sub(r"\1", kept), page.file.src_uri)
 
 
 def on_page_content(html: str, **_: Any) -> str:

@@ -99,6 +99,8 @@ def test_pages_are_prepared_for_the_site():
 
     text = "a\n\n<!-- code host only -->\n\nb\n\n<!-- end -->\n\n[c](../../d)\n"
     assert site_hooks.on_page_markdown(text, page) == "a\n\nc\n"
+    pictures = "![a](../figures/a.png) [b](../../figures/README.md)"
+    assert site_hooks.on_page_markdown(pictures, page) == "![a](figures/a.png) b"
     assert site_hooks.on_page_content(r"<td><code>\|x\|</code> \|</td>") == r"<td><code>|x|</code> \|</td>"
     whole = '<span class="number">{}</span>'.format
     kept = f"<td>1 {whole('[-0.2, 3e-05]')}</td><td>{whole('2e-08')} ({whole('1.0–1.5')})</td>"
