@@ -111,7 +111,7 @@ def setting(description: str | None, arguments: list[str] | None = None) -> tupl
         The setting; and whether to draw alone, from the numbers that are there.
 
     Raises:
-        GradvarError: If a file is missing.
+        GradvarError: If a file is missing, or the device.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=Path, help="training text")
@@ -132,6 +132,10 @@ def setting(description: str | None, arguments: list[str] | None = None) -> tupl
     for name in args.only:
         if name.partition("@")[0].partition("-")[0] not in NAMES:
             raise GradvarError(f"--only {name}: it is none of {', '.join(NAMES)}, nor a stage such as scratch@1500")
+    if args.device != "cpu":
+        from gradvar.huggingface.checkpoint import resolve_device
+
+        resolve_device(args.device)  # the trainer would go on without a GPU
     figures = args.figures or (args.work / "quick/figures" if args.quick else HERE.parent / "figures")
     if args.quick:
         work = args.work / "quick"

@@ -11,6 +11,7 @@ import ledger
 import numpy as np
 import pytest
 import regimes
+import torch
 import tuning
 from hypothesis import given
 from hypothesis import strategies as st
@@ -212,6 +213,12 @@ def test_runs_with_another_rate_than_the_tuned_one_are_refused(tmp_path):
 def test_a_name_that_there_is_none_of_is_refused():
     with pytest.raises(regimes.GradvarError, match="--only scrach: it is none of scratch, adapted"):
         regimes.setting("", ["--quick", "--only", "scrach"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(regimes.GradvarError, match="torch sees 0 CUDA devices"):
+        regimes.setting("", ["--quick", "--device", "cuda"])
 
 
 def test_every_arm_is_a_recipe_and_has_a_folder_of_its_own(tmp_path):
