@@ -34,7 +34,6 @@ def measure(it: regimes.Setting, proposal: str, length: int) -> ledger.Found:
 
     from gradvar.training.reading import read_recipe
 
-    cost.trust_at_once()
     values: dict[str, Any] = {
         "data.train": str(it.valid),
         "data.valid_share": 0.2,
@@ -57,8 +56,9 @@ def measure(it: regimes.Setting, proposal: str, length: int) -> ledger.Found:
     recipe = read_recipe(regimes.HERE.parent / "recipes" / "mapnet-bert-base.yaml", (), values)
     folder = it.work / "runs" / "base-cost"
     shutil.rmtree(folder, ignore_errors=True)
-    regimes.trained(it, recipe, folder)
-    seconds = cost.step_seconds(folder, BEFORE)
+    with cost.trust_at_once():
+        regimes.trained(it, recipe, folder)
+    seconds = cost.step_seconds(folder)
     shutil.rmtree(folder)
     memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_initialized() else None
     row = {"step_seconds": seconds, "tokens_per_second": recipe.training.batch * length / seconds, "peak_gib": memory}

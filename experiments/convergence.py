@@ -227,9 +227,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return found.tolist()
 
 
+def used(it: regimes.Setting, regime: str) -> dict[str, float]:
+    """Return the part of their logs in which MAPNets were in use, by arm: the mean over its runs."""
+    last: dict[str, dict[str, float]] = {}
+    for row in book(it).rows():
+        if row["regime"] == regime and row.get("in_use"):
+            last.setdefault(row["arm"], {})[row["seed"]] = float(row["in_use"])
+    return {arm: float(np.mean(list(shares.values()))) for arm, shares in last.items()}
+
+
 def standings(it: regimes.Setting, regime: str) -> list[Standing]:
     """Return where all arms of a regime stand that have run; none where target or costs are not known yet."""
-    found, target, costs = curves(it, regime), tuning.target(it, regime), cost.ratios(it, regime)
+    found, target, costs = curves(it, regime), tuning.target(it, regime), cost.ratios(it, regime, used(it, regime))
     uniform = found.get(arms.BASELINE)
     if uniform is None or target is None or not costs:
         return []
