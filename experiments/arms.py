@@ -14,13 +14,14 @@ from gradvar import GradvarError
 from gradvar.metrics import read_metrics
 
 BASELINE = "uniform"
+PLACEBO = "placebo"
 CONTROL = "uniform, next rate"
 """Uniform masks with the second best learning rate: what the choice of a rate alone can do."""
 _MAPNET: dict[str, dict[str, Any]] = {
     "mapnet, weighted sets": {"masking.proposal": "mapnet/conditional-poisson"},
     "mapnet, weighted positions": {"masking.proposal": "mapnet/pps"},
     "mapnet, unweighted": {"masking.proposal": "mapnet/hard"},
-    "placebo": {"masking.proposal": "mapnet-permuted/pps"},
+    PLACEBO: {"masking.proposal": "mapnet-permuted/pps"},
 }
 _RATES: dict[str, dict[str, Any]] = {
     f"{rate} % masked": {"masking.mask_rate": rate / 100} for rate in (10, 20, 30, 40, 50)

@@ -5,6 +5,8 @@ lengths, under ``uniform/simple`` and under its own ``mapnet/pps``: 12 steps eac
 evaluation and saving apart. As in `cost.py`, the MAPNet is made to trust its scores from its first look on. One run
 each, alone on the GPU: what a step takes there scatters little beside what is extrapolated in docs/scaling.md.
 
+The steps of 128 tokens were measured while the same machine's cores tokenised a text, and so thrown away.
+
     python experiments/base_cost.py --train TRAIN --valid VALID --encoder ENCODER --device cuda --jobs 1
 """
 
@@ -55,19 +57,24 @@ def measure(it: regimes.Setting, proposal: str, length: int) -> ledger.Found:
         values |= {"model.config": _SMALL, "training.batch": 4, "training.bf16": False, "data.max_length": 16}
     recipe = read_recipe(regimes.HERE.parent / "recipes" / "mapnet-bert-base.yaml", (), values)
     folder = it.work / "runs" / "base-cost"
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()  # of what this process did before
     shutil.rmtree(folder, ignore_errors=True)
     with cost.trust_at_once():
         regimes.trained(it, recipe, folder)
     seconds = cost.step_seconds(folder)
     shutil.rmtree(folder)
     memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_initialized() else None
-    row = {"step_seconds": seconds, "tokens_per_second": recipe.training.batch * length / seconds, "peak_gib": memory}
+    tokens = recipe.training.batch * recipe.data.max_length
+    row = {"step_seconds": seconds, "tokens_per_second": tokens / seconds, "peak_gib": memory}
     return ledger.Found([row], it.valid.name, "first weights")
 
 
 def main() -> None:
     """Measure what is missing, and say what was found."""
     it, drawing_alone = regimes.setting(__doc__)
+    if it.device == "cpu" and not it.quick and not drawing_alone:
+        raise regimes.GradvarError("a step of BERT-base takes a CPU minutes; give --device cuda, or --quick")
     if not drawing_alone:
         units = [
             ledger.Unit({"proposal": proposal, "length": length}, measure, (it, proposal, length))

@@ -32,14 +32,26 @@ def book(it: regimes.Setting) -> ledger.Ledger:
     return ledger.Ledger(it.figures / "confirm.csv")
 
 
+def chosen(it: regimes.Setting, regime: str) -> tuple[str, int] | None:
+    """Return the arm that has been trained again, and for how many steps; None where none has."""
+    rows = [row for row in book(it).rows() if row["regime"] == regime and row["arm"] != arms.BASELINE]
+    return (rows[0]["arm"], int(rows[0]["steps"])) if rows else None
+
+
+def seconds(it: regimes.Setting, regime: str) -> tuple[float, float, float]:
+    """Return how many times uniform masks' seconds the chosen arm took, by what its step is known to cost by now."""
+    arm, steps = chosen(it, regime) or (arms.BASELINE, 0)
+    every = {int(row["steps"]) for row in book(it).rows() if row["regime"] == regime and row["arm"] == arms.BASELINE}
+    middle, low, high = (ratio * steps / max(every) for ratio in cost.ratios(it, regime)[arm])
+    return middle, low, high
+
+
 def winner(it: regimes.Setting, regime: str) -> str | None:
-    """Return the arm that was soonest in the race; None where there was none, or fewer than five pairs of every arm."""
-    known = {row["arm"] for row in book(it).rows() if row["regime"] == regime} - {arms.BASELINE}
-    if known:  # what was chosen once stays
-        return known.pop()
+    """Return the arm that was soonest in the race; None where arms are missing, or have fewer than five pairs."""
     few = 1 if it.quick else 5
-    each = [one for one in convergence.standings(it, regime) if one.arm not in _APART]
-    if not each or min(one.pairs for one in each) < min(few, it.seeds or few):
+    every = convergence.standings(it, regime)
+    each = [one for one in every if one.arm not in _APART]
+    if len(every) < len(arms.ARMS[regime]) - 1 or min(one.pairs for one in each) < min(few, it.seeds or few):
         return None
     return min(each, key=lambda one: one.ends[1]).arm
 
@@ -105,17 +117,15 @@ def main() -> None:
     it, drawing_alone = regimes.setting(__doc__)
     units = []
     for regime in () if drawing_alone else arms.wanted(it):
-        best = winner(it, regime)
-        if best is None:
+        steps, best = regimes.recipe(it, regime, 0).training.steps, winner(it, regime)
+        if best is None and chosen(it, regime) is None:
             print(f"{regime}: the race has fewer than five pairs of every arm; run experiments/convergence.py first")
             continue
-        steps = regimes.recipe(it, regime, 0).training.steps
+        # What was chosen once stays, even where the cost of a step has been measured anew.
+        best, fewer = chosen(it, regime) or (best, round(steps / cost.ratios(it, regime)[best][0]))
         for seed in range(FIRST_SEED, FIRST_SEED + (it.seeds or SEEDS[regime])):
-            for arm, ratio in ((arms.BASELINE, 1.0), (best, cost.ratios(it, regime)[best][0])):
-                values = {
-                    "training.learning_rate": tuning.tuned(it, regime, arm),
-                    "training.steps": round(steps / ratio),
-                }
+            for arm, many in ((arms.BASELINE, steps), (best, fewer)):
+                values = {"training.learning_rate": tuning.tuned(it, regime, arm), "training.steps": many}
                 key = {"regime": regime, "arm": arm, "steps": values["training.steps"], "seed": seed}
                 units.append(ledger.Unit(key, last_row, (it, regime, arm, seed, values)))
     if units:

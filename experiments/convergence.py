@@ -37,6 +37,7 @@ import arms
 import cost
 import drawing
 import ledger
+import measuring
 import numpy as np
 import regimes
 import tuning
@@ -208,19 +209,20 @@ def p_of(differences: np.ndarray) -> float:
     return min(1.0, 2 * min(_one_sided(differences), _one_sided(-differences)))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float], count: int = 0) -> list[float]:
     """Correct p-values for their number, by Holm's method (1979): the family-wise error is at most the level.
 
     The i-th smallest of n is multiplied by ``n - i + 1``, made no smaller than those before it, and cut at 1.
 
     Args:
-        p_values: Of all hypotheses.
+        p_values: Of all hypotheses, or of some.
+        count: Of all hypotheses, where these are some; the others are taken for the least likely to be rejected.
 
     Returns:
         The corrected ones, in the same order.
     """
     order = np.argsort(p_values)
-    scaled = np.array(p_values)[order] * np.arange(len(p_values), 0, -1)
+    scaled = np.array(p_values)[order] * (max(count, len(p_values)) - np.arange(len(p_values)))
     corrected = np.minimum(np.maximum.accumulate(scaled), 1.0)
     found = np.empty(len(p_values))
     found[order] = corrected
@@ -251,11 +253,33 @@ def standings(it: regimes.Setting, regime: str) -> list[Standing]:
     return [each for each in every if each is not None]
 
 
+def corrected(each: Sequence[Standing]) -> tuple[list[float], list[float]]:
+    """Return the p-values of the seconds and of the losses of a regime's arms, by Holm's method over all its arms."""
+    if not each:
+        return [], []
+    count = len(arms.ARMS[each[0].regime]) - 1
+    return holm([one.p_sooner for one in each], count), holm([one.p_better for one in each], count)
+
+
+def resolution(each: Sequence[Standing]) -> float:
+    """Return by what factor control and placebo come to the target sooner or later, in steps; 1 where neither ran."""
+    return max((_factor(one.steps) for one in each if one.arm in (arms.CONTROL, arms.PLACEBO)), default=1.0)
+
+
+def _factor(ratio: Ratio) -> float:
+    return max(ratio.low, 1 / ratio.high) if ratio.high > 0 else np.inf
+
+
 def verdicts(each: Sequence[Standing]) -> dict[str, list[Standing]]:
-    """Sort the arms of a regime into those that are clearly sooner, clearly later, and the rest."""
+    """Sort the arms of a regime into those that are clearly sooner, clearly later, and the rest.
+
+    Control and placebo belong to the rest, and so does what differs by a smaller factor than these.
+    """
     found: dict[str, list[Standing]] = {"sooner": [], "later": [], "not told apart": []}
-    for one, p in zip(each, holm([one.p_sooner for one in each]), strict=True):
-        found[("sooner" if one.seconds.high < 1 else "later") if p < LEVEL else "not told apart"].append(one)
+    for one, p in zip(each, corrected(each)[0], strict=True):
+        clear = p < LEVEL and _factor(one.seconds) > resolution(each)
+        clear = clear and one.arm not in (arms.CONTROL, arms.PLACEBO)
+        found[("sooner" if one.seconds.high < 1 else "later") if clear else "not told apart"].append(one)
     return found
 
 
@@ -293,7 +317,8 @@ def draw(it: regimes.Setting) -> None:
             "",
         )
         _losses(right, each)
-        drawing.finish(right, f"{each[0].pairs} pairs of runs", "loss at the end less uniform masks' (nats, 95 %)", "")
+        pairs = measuring.span([one.pairs for one in each], 0)
+        drawing.finish(right, f"{pairs} pairs of runs", "loss at the end less uniform masks' (nats, 95 %)", "")
     drawing.save(made, it.figures / "convergence")
 
 
@@ -304,6 +329,8 @@ def _ratios(axes: object, each: Sequence[Standing]) -> None:
     for y, one in enumerate(each):
         low, high = np.clip(one.ends, _FROM, _TO)
         axes.plot([low, high], [y, y], color=drawing.COLOURS[0], linewidth=1.5)
+        if one.ends[0] < _FROM:
+            axes.plot(_FROM, y, "<", color=drawing.COLOURS[0], markersize=5)
         if one.ends[1] > _TO:
             axes.plot(_TO, y, ">", color=drawing.COLOURS[0], markersize=5)
             if one.seconds.low > _TO:
@@ -363,9 +390,7 @@ def main() -> None:
     draw(it)
     for regime in names:
         each = standings(it, regime)
-        for one, sooner, better in zip(
-            each, holm([x.p_sooner for x in each]), holm([x.p_better for x in each]), strict=True
-        ):
+        for one, sooner, better in zip(each, *corrected(each), strict=True):
             print(
                 f"{regime}, {one.arm}: seconds {one.said} (p {sooner:.3f}), steps {one.steps}, "
                 f"loss {one.loss[0]:+.4f} [{one.loss[1]:+.4f}, {one.loss[2]:+.4f}] (p {better:.3f})"

@@ -33,8 +33,8 @@ GALLERY = "README.md"
 _HEAD = """# Figures
 
 What the experiments measured: numbers (`NAME.csv`), where they come from (`NAME.provenance.csv`: a row for each unit of
-work, with command, commit, versions, text, hash of the weights, seconds), and the pictures drawn from them by
-`make figures`, as PNG and SVG. The verdicts are in [docs/results.md](../docs/results.md).
+work, with command, commit, versions, text, hash of the weights, processor, seconds), and the pictures drawn from them
+by `make figures`, as PNG and SVG. The verdicts are in [docs/results.md](../docs/results.md).
 """
 
 

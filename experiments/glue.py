@@ -77,7 +77,9 @@ def tune(it: regimes.Setting, arm: str, seed: int, task: str, data: Path) -> led
     if arm == BEFORE:
         folder = Path(regimes.recipe(it, REGIME, seed).model.source)
     else:
-        folder = arms.folder(it, REGIME, arm, seed, {"training.learning_rate": tuning.tuned(it, REGIME, arm)})
+        values = {"training.learning_rate": tuning.tuned(it, REGIME, arm)}
+        folder = arms.folder(it, REGIME, arm, seed, values)
+        regimes.trained(it, arms.recipe(it, REGIME, arm, seed, values), folder)  # where the race ran elsewhere
     settings = FinetuneSettings(epochs=1 if it.quick else 3, learning_rate=3e-4)
     found = finetune(folder, task, data, seeds=1, settings=settings, cpu=it.device == "cpu")
     return ledger.Found(

@@ -27,8 +27,8 @@ from gradvar.provenance import versions
 
 FACTS = ("data", "checkpoint", "seconds", "device", "command", "commit", "versions")
 """Columns of the provenance beside a unit's key: files of text and hash of the weights that were measured, seconds of
-work, the processor that did it (``cpu``, or the name of a GPU), command, commit of this repository (``+`` where files
-differ from it), versions of the libraries."""
+work (of the last attempt, where it went on with what another had left), the processor that did it (``cpu``, or the name
+of a GPU), command, commit of this repository (``+`` where files differ from it), versions of the libraries."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,10 @@ class Ledger:
                 rows[max(own, key=lambda number: len(keys[number]))].append(row)
         with _alone(self.path):
             known = [{name: unit.get(name, "") for name in names} for unit in _read(self.provenance)]
-            new = [n for n, unit in enumerate(theirs) if {name: unit[name] for name in names} not in known]
+            new = [n for n, unit in enumerate(theirs) if rows[n] and {name: unit[name] for name in names} not in known]
             if new:
-                _write(self.path, [*self.rows(), *(row for number in new for row in rows[number])])
+                kept = [row for row in self.rows() if not any(keys[number].items() <= row.items() for number in new)]
+                _write(self.path, [*kept, *(row for number in new for row in rows[number])])
                 _write(self.provenance, [*_read(self.provenance), *(theirs[number] for number in new)])
         return len(new)
 

@@ -37,7 +37,7 @@ def pick(it: regimes.Setting, wanted: Mapping[str, Sequence[int]]) -> list[tuple
         would have to be trained first, is there only if it is named.
 
     Raises:
-        SystemExit: If there is none.
+        GradvarError: If there is none.
     """
     found: list[tuple[int, regimes.Stage]] = []
     for regime, positions in wanted.items():
@@ -55,7 +55,7 @@ def pick(it: regimes.Setting, wanted: Mapping[str, Sequence[int]]) -> list[tuple
         some = [(position, every[position]) for position in positions]
         found += [each for each in some if not named or regime in named or each[1].name in named]
     if not found:
-        raise SystemExit(f"there is no stage{' of ' + ', '.join(it.only) if it.only else ''}; see what is left out")
+        raise GradvarError(f"there is no stage{' of ' + ', '.join(it.only) if it.only else ''} in this experiment")
     most = SHORT if it.quick else max(stage.max_length for _, stage in found)
     return [
         (at, replace(stage, train=beginning(it, stage.train), max_length=min(stage.max_length, most)))
@@ -134,7 +134,7 @@ def number(row: Mapping[str, str], name: str) -> float | None:
 
 def by_stage(rows: Sequence[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
     """Sort rows into their stages, these by regime and step."""
-    order = ("scratch", "adapted", "published")
+    order = ("scratch", "mini", "adapted", "published")
 
     def place(stage: str) -> tuple[int, int]:
         return order.index(regime_of(stage)), step_of(stage)

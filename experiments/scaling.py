@@ -169,9 +169,11 @@ def extrapolated(it: regimes.Setting) -> list[dict[str, Any]]:
 def units(it: regimes.Setting) -> list[ledger.Unit]:
     """Return what is to be measured."""
     places = PLACES[-1:] if it.quick else PLACES
-    wanted = [("tiny", regimes.stages(it, "scratch")[place]) for place in places]
+    wanted = []
+    if not it.only or "scratch" in it.only:
+        wanted += [("tiny", regimes.stages(it, "scratch")[place]) for place in places]
     for size, values in ({} if it.quick else SIZES).items():
-        if not it.only or size in it.only:
+        if not it.only or f"scratch-{size}" in it.only:
             wanted += [(size, regimes.stages(it, "scratch", size, values)[place]) for place in places]
     for regime, lengths in LENGTHS.items():
         if it.quick or (it.only and regime not in it.only):

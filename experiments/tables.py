@@ -98,8 +98,7 @@ def of_race(regime: str) -> Callable[[regimes.Setting], str]:
 
     def write(it: regimes.Setting) -> str:
         each = convergence.standings(it, regime)
-        sooner = convergence.holm([one.p_sooner for one in each]) if each else []
-        better = convergence.holm([one.p_better for one in each]) if each else []
+        sooner, better = convergence.corrected(each)
         rows = [
             (
                 one.arm, str(one.pairs), f"{tuning.tuned(it, regime, one.arm):g}", ends(*one.cost), str(one.steps),
@@ -119,8 +118,18 @@ def of_confirm(it: regimes.Setting) -> str:
     for regime in arms.ARMS:
         told = confirm.differences(it, regime)
         if told:
-            rows.append((regime, told[0], str(len(told[1])), ends(*confirm.interval(told[1]), "+.3f")))
-    return table(("regime", "arm", "pairs", "loss at the end less uniform masks', nats"), rows)
+            pairs = f"{len(told[1])} of {confirm.SEEDS[regime]}"
+            both = (ends(*confirm.interval(told[1], level), "+.3f") for level in (0.95, confirm.TOGETHER))
+            rows.append((regime, told[0], pairs, ends(*confirm.seconds(it, regime)), *both))
+    head = (
+        "regime",
+        "arm",
+        "pairs",
+        "seconds over uniform masks'",
+        "loss at the end less theirs, nats, 95 %",
+        "98.75 %",
+    )
+    return table(head, rows)
 
 
 def of_glue(it: regimes.Setting) -> str:

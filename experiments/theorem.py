@@ -22,7 +22,8 @@ measurement could have told is shown by two rivals, counted where K > 1: masks c
 count for nothing, V/B. Either should be inside few intervals.
 
 Added when all of that had been measured, and had failed by one stage: the stages of one regime are predicted from the
-same 512 sentences, and so err together. *Again* predicts from 2,048 others (seed 1), and judges by the same rules.
+same 512 sentences, and so err together. *Again* predicts from 2,048 that are drawn anew (seed 1; all 872 of adapted@0),
+and judges by the same rules.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from scipy import stats
 
 RIVALS = {"masks count like sentences, V/(B K)": (1, 1), "masks count for nothing, V/B": (1, 0)}
 """What else one could think: the exponents of B and K."""
-PARTS = {"predicted": "from 512 sentences", "again": "again, from 2,048"}
+PARTS = {"predicted": "from 512 sentences", "again": "again, from up to 2,048"}
 """The predictions, and how they are called."""
 _MARKERS = "osD^"
 

@@ -66,6 +66,15 @@ def drawn(tmp_path_factory):
     return folder
 
 
+def test_the_tables_of_the_pages_are_those_of_the_numbers(tmp_path):
+    it = regimes.setting("", ["--draw", "--figures", str(FIGURES)])[0]
+    for page, parts in figures.tables.PAGES.items():
+        if (ROOT / "docs" / page).exists():
+            shutil.copy(ROOT / "docs" / page, tmp_path)
+            figures.pages.fill(tmp_path / page, {name: write(it) for name, write in parts.items()})
+            assert (tmp_path / page).read_text() == (ROOT / "docs" / page).read_text(), "run make figures"
+
+
 @pytest.mark.skipif(not pinned(), reason="other versions of the drawing libraries than in constraints.txt")
 def test_pictures_and_gallery_are_drawn_to_the_same_bytes(drawn):
     for path in drawn.iterdir():

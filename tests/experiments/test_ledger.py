@@ -1,6 +1,7 @@
 """The ledger of the experiments: what is done stays done, and numbers are never doubled or half there."""
 
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -172,6 +173,29 @@ def test_what_another_machine_has_done_is_taken_over_once(book, tmp_path):
     assert [(row["name"], row["value"]) for row in book.rows()] == [("a", "1"), ("b", "3")]
     assert [(row["name"], row["device"]) for row in ledger._read(book.provenance)] == [("a", "cpu"), ("b", "H100")]
     assert ledger.Ledger(tmp_path / "new" / "numbers.csv").take(other) == 2
+
+
+def test_what_is_half_written_is_taken_over_once_or_not_at_all(book, tmp_path):
+    other = ledger.Ledger(tmp_path / "elsewhere" / "numbers.csv")
+    for one in (book, other):
+        one.add({"name": "a"}, found(1), 1.0)
+    book.provenance.unlink()  # killed between the two
+    assert book.take(other) == 1
+    assert values(book) == ["1"]
+    other.add({"name": "b"}, found(2), 1.0)
+    other.path.unlink()
+    assert book.take(other) == 0
+
+
+def test_a_folder_without_a_ledger_is_refused_in_one_line(tmp_path):
+    script = [sys.executable, f"{EXPERIMENTS}/gather.py"]
+    done = subprocess.run([*script, str(tmp_path)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "holds no NAME.provenance.csv" in done.stderr
+    ledger.Ledger(tmp_path / "there" / "numbers.csv").add({"name": "a"}, found(1), 1.0)
+    done = subprocess.run([*script, tmp_path / "there", "--figures", tmp_path], capture_output=True, text=True)
+    assert done.stdout == "numbers.csv: 1 units taken over\n"
+    assert values(ledger.Ledger(tmp_path / "numbers.csv")) == ["1"]
 
 
 def test_rows_that_say_more_than_their_unit_are_taken_over_with_it(book, tmp_path):

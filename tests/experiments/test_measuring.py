@@ -53,7 +53,7 @@ def test_what_is_named_alone_is_worked_on(tmp_path, text, only, names):
 
 @pytest.mark.parametrize("only", ["published", "scratch@3"])
 def test_where_nothing_is_left_it_is_said(tmp_path, text, only):
-    with pytest.raises(SystemExit, match=f"there is no stage of {only}; see what is left out"):
+    with pytest.raises(GradvarError, match=f"there is no stage of {only} in this experiment"):
         measuring.pick(setting(tmp_path, [only]), WANTED)
 
 

@@ -1,12 +1,14 @@
 """The arithmetic of the race: p-values, Holm's correction, alignment and batch gain, targets, and what is resumed."""
 
 import itertools
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 
 import alignment
 import arms
 import convergence
+import cost
 import ledger
 import numpy as np
 import pytest
@@ -113,6 +115,54 @@ def test_only_seeds_of_both_arms_are_paired():
     assert convergence.standing("scratch", "x", {0: own[0]}, uniform, 1.9, (1.0, 1.0, 1.0)) is None
 
 
+def test_what_is_smaller_than_control_and_placebo_is_no_effect():
+    late = {seed: curve(3.0, 2.0, 1.0) for seed in range(12)}
+
+    def named(arm, factor):
+        return convergence.standing("scratch", arm, late, late, 1.5, (factor,) * 3)
+
+    def twice(arm):  # as many steps again
+        own = {seed: (2 * steps, losses) for seed, (steps, losses) in late.items()}
+        return convergence.standing("scratch", arm, own, late, 1.5, (1.0,) * 3)
+
+    each = [named("x", 1.8), named("y", 2.5), named("z", 0.4), named("w", 0.6)]
+    sorted_ = convergence.verdicts(each)
+    assert [[one.arm for one in sorted_[name]] for name in sorted_] == [["z", "w"], ["x", "y"], []]
+    sorted_ = convergence.verdicts([*each, twice(arms.CONTROL)])
+    assert [[one.arm for one in sorted_[name]] for name in sorted_] == [["z"], ["y"], ["x", "w", arms.CONTROL]]
+
+
+def test_arms_that_have_not_run_count_in_the_correction():
+    assert convergence.holm([0.01, 0.04]) == pytest.approx([0.02, 0.04])
+    assert convergence.holm([0.01, 0.04], 5) == pytest.approx([0.05, 0.16])
+    assert convergence.holm([0.01, 0.04], 5) == convergence.holm([0.01, 0.04, 1, 1, 1])[:2]
+
+
+def test_a_mapnet_that_is_not_in_use_costs_what_it_costs_unused(tmp_path):
+    it = setting(tmp_path)
+    seconds = {"uniform": 2.0, "mapnet, weighted sets": 3.0, cost.UNUSED: 2.2}
+    for number, slower in enumerate((1.0, 2.0, 1.5)):
+        rows = [{"arm": arm, "step_seconds": slower * own} for arm, own in seconds.items()]
+        cost.book(it).add({"regime": "adapted", "round": number}, ledger.Found(rows), 1.0)
+    for share, wanted in ((None, 1.5), (1.0, 1.5), (0.0, 1.1), (0.25, 1.2)):
+        used = {} if share is None else {"mapnet, weighted sets": share}
+        assert cost.ratios(it, "adapted", used)["mapnet, weighted sets"] == pytest.approx((wanted,) * 3)
+
+
+def test_the_cost_of_a_step_is_the_median_of_blocks(tmp_path, monkeypatch):
+    lines = [{"step": 8 * n, "seconds": s, "loss": 1.0} for n, s in enumerate((5.0, 6.0, 7.0, 17.0, 18.0), 1)]
+    monkeypatch.setattr(cost, "read_metrics", lambda _: [*lines, {"step": 40, "eval_loss": 1.0, "seconds": 18.0}])
+    assert cost.step_seconds(tmp_path) == pytest.approx(1 / 8)
+
+
+def test_regimes_for_a_gpu_are_left_out_without_one(tmp_path):
+    it = setting(tmp_path)
+    assert "mini" not in arms.wanted(it)
+    for change in ({"device": "cuda"}, {"quick": True}):
+        assert "mini" in arms.wanted(replace(it, **change))
+    assert arms.wanted(replace(it, only=("mini",))) == ["mini"]
+
+
 CELLS = np.random.default_rng(1).normal(1.0, 2.0, size=(4, 3))  # a population of four cells' gradients
 
 
@@ -211,7 +261,7 @@ def test_runs_with_another_rate_than_the_tuned_one_are_refused(tmp_path):
 
 
 def test_a_name_that_there_is_none_of_is_refused():
-    with pytest.raises(regimes.GradvarError, match="--only scrach: it is none of scratch, adapted"):
+    with pytest.raises(regimes.GradvarError, match="--only scrach: it is none of scratch, mini, adapted"):
         regimes.setting("", ["--quick", "--only", "scrach"])
 
 

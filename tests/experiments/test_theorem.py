@@ -134,6 +134,15 @@ def test_the_verdict_goes_with_the_numbers(tmp_path, factor, expected):
     assert lines[2:] == [f"{name}: 0 of 2 with K > 1" for name in figure.RIVALS] or factor != 1.0
 
 
+def test_the_prediction_that_was_made_again_is_judged_beside_the_first(tmp_path):
+    again = [row | {"part": "again"} for row in rows(1.0) if row["part"] == "predicted"]
+    found = book(tmp_path, rows(1.3) + again).rows()
+    assert figure.findings(found)[:2] == figure.verdict(figure.read(found))[1][:2]
+    assert figure.read(found, "again")[0].kinds[0].predicted == figure.read(found)[0].kinds[0].predicted
+    assert figure.findings(found)[-1].startswith("predicted again, Measured over predicted: ")
+    assert len(figure.findings(book(tmp_path / "first", rows(1.3)).rows())) == len(figure.findings(found)) - 1
+
+
 @pytest.mark.parametrize("kinds", [1, 4])
 def test_the_figure_has_the_same_bytes_every_time(tmp_path, kinds):
     pictures = []
