@@ -57,14 +57,14 @@ def measure(it: regimes.Setting, proposal: str, length: int) -> ledger.Found:
         values |= {"model.config": _SMALL, "training.batch": 4, "training.bf16": False, "data.max_length": 16}
     recipe = read_recipe(regimes.HERE.parent / "recipes" / "mapnet-bert-base.yaml", (), values)
     folder = it.work / "runs" / "base-cost"
-    if torch.cuda.is_available():
+    if it.device == "cuda":
         torch.cuda.reset_peak_memory_stats()  # of what this process did before
     shutil.rmtree(folder, ignore_errors=True)
     with cost.trust_at_once():
         regimes.trained(it, recipe, folder)
     seconds = cost.step_seconds(folder)
     shutil.rmtree(folder)
-    memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_initialized() else None
+    memory = torch.cuda.max_memory_allocated() / 2**30 if it.device == "cuda" else None
     tokens = recipe.training.batch * recipe.data.max_length
     row = {"step_seconds": seconds, "tokens_per_second": tokens / seconds, "peak_gib": memory}
     return ledger.Found([row], it.valid.name, "first weights")

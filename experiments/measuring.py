@@ -134,10 +134,9 @@ def number(row: Mapping[str, str], name: str) -> float | None:
 
 def by_stage(rows: Sequence[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
     """Sort rows into their stages, these by regime and step."""
-    order = ("scratch", "mini", "adapted", "published")
 
     def place(stage: str) -> tuple[int, int]:
-        return order.index(regime_of(stage)), step_of(stage)
+        return regimes.NAMES.index(regime_of(stage)), step_of(stage)
 
     return {
         name: [row for row in rows if row["stage"] == name] for name in sorted({r["stage"] for r in rows}, key=place)

@@ -10,6 +10,7 @@ import drawing
 import matplotlib as mpl
 import measuring
 import numpy as np
+import regimes
 
 Rows = list[dict[str, str]]
 
@@ -60,7 +61,7 @@ def _by_regime(rows: Rows) -> dict[str, Rows]:
     found: dict[str, Rows] = {}
     for row in sorted(rows, key=lambda row: (measuring.step_of(row["stage"]), int(row["mask_rate"]))):
         found.setdefault(measuring.regime_of(row["stage"]), []).append(row)
-    return dict(sorted(found.items(), key=lambda pair: ("scratch", "adapted", "published").index(pair[0])))
+    return dict(sorted(found.items(), key=lambda pair: regimes.NAMES.index(pair[0])))
 
 
 def _number(row: dict[str, str], name: str) -> float:

@@ -32,11 +32,14 @@ REFERENCE_SEED = 100
 """Seed of the runs whose checkpoints are studied. Learning rates are tuned with others; arms race with 0, 1, 2, …"""
 STAGES = (0.0, 0.125, 0.25, 0.5, 1.0)
 """Parts of its steps at which a checkpoint of a reference run is kept."""
+ON_WIKIPEDIA = ("scratch", "mini", "head")
+"""Regimes that are trained on the training text that is given; the others go on with film reviews."""
 _SMALL: dict[str, Any] = {"training.steps": 8, "training.batch": 8, "evaluation.every": 2, "evaluation.sentences": 8}
 _SMALL |= {"data.valid_share": 0.2, "saving.every": 2}
+_FIRST_WEIGHTS = {**_SMALL, "data.tokenizer.vocabulary": 512, "data.max_length": 32}
 _QUICK: dict[str, dict[str, Any]] = {
-    "scratch": {**_SMALL, "data.tokenizer.vocabulary": 512, "data.max_length": 32},
-    "mini": {**_SMALL, "data.tokenizer.vocabulary": 512, "data.max_length": 32},
+    "scratch": _FIRST_WEIGHTS,
+    "mini": _FIRST_WEIGHTS,
     "adapted": _SMALL,
     "head": _SMALL,
     "published": _SMALL,
@@ -185,7 +188,7 @@ def recipe(it: Setting, regime: str, seed: int, values: Mapping[str, Any] | None
 
 def texts(it: Setting, regime: str) -> tuple[Path, Path]:
     """Return the training text and the held-out text of a regime, made where they are missing."""
-    if it.quick or regime in ("scratch", "mini", "head"):
+    if it.quick or regime in ON_WIKIPEDIA:
         return it.train, it.valid
     return film(it, "train"), film(it, "valid")
 

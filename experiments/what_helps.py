@@ -59,7 +59,7 @@ def measure_stage(it: regimes.Setting, regime: str, stage: regimes.Stage, batch:
 
     options: dict[str, Any] = {"max_length": stage.max_length, "contexts": 2, "device": stage.device}
     network, proposal = _mapnet(it, regime, MaskedLM.from_checkpoint(stage.folder, stage.train, **options))
-    text = stage.train if it.quick or regime in ("scratch", "mini") else regimes.film(it, "others")
+    text = stage.train if it.quick or regime in regimes.ON_WIKIPEDIA else regimes.film(it, "others")
     uniform = MaskedLM.from_checkpoint(stage.folder, text, **options)
     fitted = MaskedLM.from_checkpoint(stage.folder, text, mapnet=network, **options)
     order = np.random.default_rng(0).permutation(len(uniform))

@@ -148,7 +148,7 @@ class Learner:
         if float(tallies.get("norm_cells", 0.0)):
             self._scale = _MEMORY * self._scale + np.array([float(tallies["norm2"]), float(tallies["norm_cells"])])
         if self.calibration is not None and float(tallies.get("looks", 0.0)):
-            self.calibration.look(tallies["moments"].cpu().numpy())
+            self.calibration.look(tallies["moments"].numpy())
 
     def state(self) -> dict[str, Any]:
         """Return what it knows beside the network's parameters, as plain JSON."""
