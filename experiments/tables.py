@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import arms
+import base_cost
 import confirm
 import convergence
 import glue
+import ledger
 import mapnet_quality
+import measuring
 import numpy as np
 import over_training
 import proposals
@@ -21,6 +24,8 @@ import tuning
 import what_helps
 
 _NONE = "not measured yet"
+BASE_STEPS = 1_000_000
+"""Of `recipes/mapnet-bert-base.yaml`."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -45,6 +50,11 @@ def column(row: dict[str, str], name: str, scale: float = 1.0, form: str = ".3g"
     return ends(*(scale * float(x) for x in (value, low, high)), form)
 
 
+def _in_order(book: ledger.Ledger) -> list[dict[str, str]]:
+    """Return the numbers of a study of stages by regime and step, in whatever order they were measured."""
+    return [row for some in measuring.by_stage(book.rows()).values() for row in some]
+
+
 def of_theorem(it: regimes.Setting) -> str:
     """Write how predicted and measured variances compare, a row a stage."""
     rows = []
@@ -58,7 +68,7 @@ def of_theorem(it: regimes.Setting) -> str:
 def of_training(it: regimes.Setting) -> str:
     """Write components, noise scale and ceilings at 15 % masked, a row a stage."""
     rows = []
-    for row in over_training.book(it).rows():
+    for row in _in_order(over_training.book(it)):
         if row["mask_rate"] == str(over_training.RATE):
             parts = [column(row, name) for name in ("data", "mask", "noise_total")]
             shares = [column(row, f"ceiling_{name}", 100) for name in over_training.CEILINGS]
@@ -72,7 +82,7 @@ def of_proposals(it: regimes.Setting) -> str:
     """Write the variance under each proposal over that of uniform masks, a column a stage."""
     found: dict[str, dict[str, str]] = {}
     stages: dict[str, None] = {}
-    for row in proposals.book(it).rows():
+    for row in _in_order(proposals.book(it)):
         if row["kind"] == "proposal":
             stages[row["stage"]] = None
             found.setdefault(row["proposal"], {})[row["stage"]] = column(row, "variance_ratio")
@@ -87,7 +97,7 @@ def of_mapnet(it: regimes.Setting) -> str:
             row["stage"], row["target"], row["loss"], f"{float(row['size']):g}×", row["seed"],
             *(column(row, name) for name in ("rank_correlation", "ceiling_share", "captured_share")),
         )
-        for row in mapnet_quality.book(it).rows()
+        for row in _in_order(mapnet_quality.book(it))
     ]  # fmt: skip
     head = ("stage", "target", "loss", "width", "seed", "rank correlation", "ceiling share", "captured share")
     return table(head, rows)
@@ -161,7 +171,7 @@ def of_help(it: regimes.Setting) -> str:
 def of_sizes(it: regimes.Setting) -> str:
     """Write what was measured of checkpoints of several sizes."""
     rows = []
-    for row in scaling.book(it).rows():
+    for row in sorted(scaling.book(it).rows(), key=lambda row: (float(row["parameters"]), int(row["length"]))):
         size = f"{float(row['parameters']) / 1e6:.1f} M"
         learnt = f"{float(row['unigram']) - float(row['loss']):.2f}"
         parts = [column(row, "share", 100), *(column(row, f"ceiling_{name}", 100) for name in over_training.CEILINGS)]
@@ -190,6 +200,20 @@ def of_base(it: regimes.Setting) -> str:
     return table(head, rows)
 
 
+def of_hours(it: regimes.Setting) -> str:
+    """Write what a step of BERT-base costs on one GPU, and what that makes of a run of its recipe."""
+    rows = [
+        (
+            f"`{row['proposal']}`", row["length"], f"{float(row['step_seconds']):.3f}",
+            f"{float(row['tokens_per_second']):,.0f}", f"{float(row['peak_gib']):.1f}",
+            f"{float(row['step_seconds']) * BASE_STEPS / 3600:.0f}",
+        )
+        for row in base_cost.book(it).rows()
+    ]  # fmt: skip
+    head = ("proposal", "tokens a sequence", "seconds a step", "tokens a second", "peak GiB")
+    return table((*head, "GPU-hours for 1 M steps"), rows)
+
+
 PAGES: dict[str, dict[str, Callable[[regimes.Setting], Any]]] = {
     "results.md": {
         "theorem": of_theorem,
@@ -201,6 +225,6 @@ PAGES: dict[str, dict[str, Callable[[regimes.Setting], Any]]] = {
         "glue": of_glue,
         "help": of_help,
     },
-    "scaling.md": {"sizes": of_sizes, "base": of_base},
+    "scaling.md": {"sizes": of_sizes, "base": of_base, "hours": of_hours},
 }
 """What is written between the markers of a page, by page and marker."""

@@ -23,7 +23,9 @@ count for nothing, V/B. Either should be inside few intervals.
 
 Added when all of that had been measured, and had failed by one stage: the stages of one regime are predicted from the
 same 512 sentences, and so err together. *Again* predicts from 2,048 that are drawn anew (seed 1; all 872 of adapted@0),
-and judges by the same rules.
+and judges by the same rules. Before that the stages of scratch were trained, predicted and measured anew, as their
+weights had been lost with the machine that they were trained on: there 43 of the 48 intervals had had 1 inside, with
+the same three mean ratios of 0.98 of scratch, all from the same 512 sentences.
 """
 
 from __future__ import annotations

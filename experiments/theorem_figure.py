@@ -8,13 +8,14 @@ from typing import Any
 
 import drawing
 import ledger
+import measuring
 import numpy as np
 import ratio
 from scipy import stats
 
 RIVALS = {"masks count like sentences, V/(B K)": (1, 1), "masks count for nothing, V/B": (1, 0)}
 """What else one could think: the exponents of B and K."""
-PARTS = {"predicted": "from 512 sentences", "again": "again, from up to 2,048"}
+PARTS = {"predicted": "from 512 sentences", "again": "again, from up to 2,048 sentences"}
 """The predictions, and how they are called."""
 _MARKERS = "osD^"
 
@@ -83,13 +84,12 @@ def read(rows: Sequence[dict[str, str]], part: str = "predicted") -> list[Compar
         part: Which of the predictions, see `PARTS`.
 
     Returns:
-        The stages, in the order of the rows.
+        The stages, by regime and step.
     """
     if not any(row["part"] == "measured" for row in rows):
         return []
     found = []
-    for name in dict.fromkeys(row["stage"] for row in rows):
-        own = [row for row in rows if row["stage"] == name]
+    for name, own in measuring.by_stage(rows).items():
         predicted = {(row["batch"], row["masks"]): row for row in own if row["part"] == part}
         measured = [row for row in own if row["part"] == "measured" and (row["batch"], row["masks"]) in predicted]
         if not measured:
@@ -150,7 +150,8 @@ def findings(rows: Sequence[dict[str, str]]) -> list[str]:
     """Say what the pre-stated prediction is worth, and then the one that was made again."""
     first, again = (read(rows, part) for part in PARTS)
     lines = verdict(first)[1] if first else []
-    return lines + ([f"predicted again, {'; '.join(verdict(again)[1][:2])}"] if again else [])
+    more = "; ".join(verdict(again)[1][:2]) if again else ""
+    return lines + ([f"predicted again, {more[0].lower()}{more[1:]}"] if more else [])
 
 
 def draw(book: ledger.Ledger) -> None:
@@ -159,26 +160,36 @@ def draw(book: ledger.Ledger) -> None:
     Args:
         book: The numbers.
     """
-    compared = read(book.rows())
-    if not compared:
+    every = {title: found for part, title in PARTS.items() if (found := read(book.rows(), part))}
+    if not every:
         print(f"{book.path.name}: no prediction has a measurement yet; nothing to draw")
         return
-    lines = findings(book.rows())
-    print(*(f"  {line}" for line in lines), sep="\n")
-    for stage in compared:
-        value, low, high = stage.pooled()
-        print(f"  {stage.name}: mean ratio {value:.3f} [{low:.3f}, {high:.3f}]")
+    print(*(f"  {line}" for line in findings(book.rows())), sep="\n")
+    names = list(dict.fromkeys(stage.name for found in every.values() for stage in found))
+    columns, rows = len(names), 1 + len(every)
     made, axes = drawing.figure(
-        len(compared), 2, 1.0 + 2.4 * len(compared), 6.0, sharex=True, sharey="row", squeeze=False
+        columns, rows, 1.0 + 2.4 * columns, 1.2 + 2.4 * rows, sharex=True, sharey="row", squeeze=False
     )
-    for (above, below), stage in zip(axes.T, compared, strict=True):
-        _variances(above, stage)
-        _ratios(below, stage)
+    for row, (title, found) in zip(axes[1:], every.items(), strict=True):
+        for stage in found:
+            _ratios(row[names.index(stage.name)], stage)
+        row[0].set_ylabel(f"measured / predicted, 95 %\n{title}")
+    for stage in next(iter(every.values())):
+        _variances(axes[0][names.index(stage.name)], stage)
+    for axis in axes[-1]:
+        axis.set_xlabel("K, masks of a sentence")
     axes[0][0].set_ylabel("variance × B, in variances of one cell")
-    axes[1][0].set_ylabel("measured / predicted, 95 %")
     made.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    drawing.headline(made, "; ".join(lines[:2]))
+    drawing.headline(made, "; ".join(_short(*each) for each in every.items()))
     drawing.save(made, book.path.with_suffix(""))
+
+
+def _short(title: str, compared: Sequence[Compared]) -> str:
+    """Say in a few words what a prediction is worth."""
+    told = "holds" if verdict(compared)[0] else "fails"
+    ratios = [kind.ratio for stage in compared for kind in stage.kinds]
+    inside = sum(map(holds, ratios))
+    return f"predicted {title}, the theorem {told} ({inside} of {len(ratios)} intervals have 1 inside)"
 
 
 def _variances(axes: Any, stage: Compared) -> None:
@@ -207,7 +218,7 @@ def _ratios(axes: Any, stage: Compared) -> None:
     axes.axhspan(low, high, color=drawing.GREY, alpha=0.2, linewidth=0)
     axes.axhline(1, color="black", linewidth=0.8)
     _points(axes, stage, [kind.ratio for kind in stage.kinds])
-    drawing.finish(axes, f"mean {value:.3f} [{low:.3f}, {high:.3f}]", "K, masks of a sentence", "")
+    drawing.finish(axes, f"mean {value:.3f} [{low:.3f}, {high:.3f}]", "", "")
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted({kind.masks for kind in stage.kinds}))
     axes.xaxis.set_major_formatter("{x:.0f}")

@@ -54,6 +54,16 @@ def test_every_row_names_a_unit_of_work_with_all_facts(path):
         assert "/" not in row["command"].removeprefix("python experiments/")
 
 
+def test_a_stage_has_the_same_weights_wherever_it_was_measured():
+    weights = {}
+    for path in FIGURES.glob("*.provenance.csv"):
+        for row in rows(path):
+            if row.get("stage"):
+                weights.setdefault(row["stage"], set()).add(row["checkpoint"])
+    assert weights
+    assert {stage: found for stage, found in weights.items() if len(found) > 1} == {}
+
+
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures")

@@ -139,7 +139,7 @@ def test_the_prediction_that_was_made_again_is_judged_beside_the_first(tmp_path)
     found = book(tmp_path, rows(1.3) + again).rows()
     assert figure.findings(found)[:2] == figure.verdict(figure.read(found))[1][:2]
     assert figure.read(found, "again")[0].kinds[0].predicted == figure.read(found)[0].kinds[0].predicted
-    assert figure.findings(found)[-1].startswith("predicted again, Measured over predicted: ")
+    assert figure.findings(found)[-1].startswith("predicted again, measured over predicted: ")
     assert len(figure.findings(book(tmp_path / "first", rows(1.3)).rows())) == len(figure.findings(found)) - 1
 
 
