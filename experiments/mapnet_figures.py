@@ -130,19 +130,23 @@ def _through_training(panel: Any, stages: dict[str, list[dict[str, str]]]) -> No
 
 
 def _beside_default(panel: Any, stage: str, some: Rows) -> None:
-    """Draw the ceiling shares of the default and of what differs from it in one choice."""
+    """Draw the ceiling shares of the default and of what differs from it in one choice; an arrow is beyond the axis."""
+    left, right = _limits(some, ["ceiling_share"])
     ordered = sorted(some, key=lambda row: (not is_default(row), row["seed"]))
     for at, row in enumerate(ordered):
         share, low, high = (measuring.number(row, f"ceiling_share{end}") for end in ("", "_low", "_high"))
         colour = drawing.GREY if is_default(row) else drawing.COLOURS[0]
-        if share is not None:
+        if share is not None and share < left:
+            panel.plot(left, at, "<", color=colour, markersize=6, clip_on=False)
+            panel.annotate(f"{share:.2g}", (left, at), (8, -3), textcoords="offset points", fontsize=7, color=colour)
+        elif share is not None:
             panel.plot(share, at, "o", color=colour, markersize=4)
         if low is not None and high is not None:
             panel.hlines(at, low, high, colour, linewidth=1.2)
     drawing.finish(panel, textwrap.fill(f"{stage}: {_choices(some)}", 36), "ceiling share, 95 % interval", "")
     panel.set_yticks(range(len(ordered)), [named(row) for row in ordered], fontsize=8)
     panel.set_ylim(len(ordered) - 0.5, -0.5)
-    panel.set_xlim(*_limits(some, ["ceiling_share"]))
+    panel.set_xlim(left, right)
     panel.axvline(0, color="black", linewidth=0.8)
 
 
