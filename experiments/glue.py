@@ -59,18 +59,17 @@ def _made_up(it: regimes.Setting, name: str) -> list[str]:
     return ["sentence\tlabel\n", *(f"{line}\t{int(len(line) > 200)}\n" for line in lines)]
 
 
-def tune(it: regimes.Setting, arm: str, seed: int, task: str, data: Path) -> ledger.Found:
-    """Fine-tune one end of the race on one task.
+def tune(it: regimes.Setting, arm: str, seed: int, data: Path) -> ledger.Found:
+    """Fine-tune one end of the race on all tasks.
 
     Args:
         it: The setting.
         arm: Its arm, or `BEFORE` for the checkpoint before the race.
         seed: Of its run.
-        task: Name of the task.
         data: Folder of the tasks' files.
 
     Returns:
-        One row.
+        A row a task.
     """
     from gradvar import FinetuneSettings, finetune
 
@@ -81,10 +80,10 @@ def tune(it: regimes.Setting, arm: str, seed: int, task: str, data: Path) -> led
         folder = arms.folder(it, REGIME, arm, seed, values)
         regimes.trained(it, arms.recipe(it, REGIME, arm, seed, values), folder)  # where the race ran elsewhere
     settings = FinetuneSettings(epochs=1 if it.quick else 3, learning_rate=3e-4)
-    found = finetune(folder, task, data, seeds=1, settings=settings, cpu=it.device == "cpu")
+    found = {task: finetune(folder, task, data, seeds=1, settings=settings, cpu=it.device == "cpu") for task in TASKS}
     return ledger.Found(
-        [{"score": found.tasks[0].seeds[0].score}],
-        TASKS[task],
+        [{"task": task, "score": each.tasks[0].seeds[0].score} for task, each in found.items()],
+        " and ".join(TASKS.values()),
         regimes.sha256_of(checkpoints.last_whole(folder) or folder),
     )
 
@@ -150,11 +149,11 @@ def main() -> None:
     it, drawing_alone = regimes.setting(__doc__)
     if not drawing_alone:
         data, seeds = tasks(it), range(min(it.seeds or 5, 5))
-        keys = [{"arm": arm, "seed": seed, "task": task} for seed in seeds for arm in SHOWN for task in TASKS]
         units = [
-            ledger.Unit(key, tune, (it, key["arm"], key["seed"], key["task"], data))
-            for key in keys
-            if key["arm"] != BEFORE or key["seed"] == 0
+            ledger.Unit({"arm": arm, "seed": seed}, tune, (it, arm, seed, data))
+            for seed in seeds
+            for arm in SHOWN
+            if arm != BEFORE or seed == 0
         ]
         ledger.run(book(it), units, it.jobs)
     draw(it)
