@@ -253,6 +253,29 @@ def standings(it: regimes.Setting, regime: str) -> list[Standing]:
     return [each for each in every if each is not None]
 
 
+def spread(it: regimes.Setting, regime: str) -> tuple[float, int]:
+    """Return how much the logarithm of an arm's ratio of steps to the target varies from pair to pair.
+
+    Args:
+        it: The setting.
+        regime: The regime.
+
+    Returns:
+        Standard deviation of one pair: the root of the mean over arms of its variances, of arms with three pairs or
+        more that all get there; and how many arms these are.
+    """
+    found, target = curves(it, regime), tuning.target(it, regime)
+    uniform = found.pop(arms.BASELINE, {})
+    variances = []
+    for runs in found.values():
+        times = [
+            [time_to(target, *map(list, each[seed])) for each in (runs, uniform)] for seed in runs if seed in uniform
+        ]
+        if len(times) >= 3 and all(one.low == one.high for pair in times for one in pair):
+            variances.append(np.log([one.low / two.low for one, two in times]).var(ddof=1))
+    return (float(np.sqrt(np.mean(variances))), len(variances)) if variances else (np.nan, 0)
+
+
 def corrected(each: Sequence[Standing]) -> tuple[list[float], list[float]]:
     """Return the p-values of the seconds and of the losses of a regime's arms, by Holm's method over all its arms."""
     if not each:

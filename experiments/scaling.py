@@ -147,6 +147,29 @@ def error_of_families(x: np.ndarray, y: np.ndarray, families: Sequence[str]) -> 
     return float(np.sqrt(np.mean(squares))) if squares else np.inf, len(squares)
 
 
+def pairs_needed(spread: float, effect: float, power: float = 0.8, level: float = 0.05) -> int:
+    """Return how many pairs of runs a paired t-test needs.
+
+    Args:
+        spread: Standard deviation of the logarithm of the ratio of one pair.
+        effect: Logarithm of the ratio that is to be seen.
+        power: Probability of seeing it.
+        level: Of the two-sided test.
+
+    Returns:
+        The smallest number of at least two whose power, from the noncentral t distribution, is enough.
+    """
+    pairs = 2
+    while _power(pairs, spread, effect, level) < power:
+        pairs += 1
+    return pairs
+
+
+def _power(pairs: int, spread: float, effect: float, level: float) -> float:
+    critical, shift = stats.t.ppf(1 - level / 2, pairs - 1), abs(effect) / spread * np.sqrt(pairs)
+    return float(stats.nct.sf(critical, pairs - 1, shift) + stats.nct.cdf(-critical, pairs - 1, shift))
+
+
 def extrapolated(it: regimes.Setting) -> list[dict[str, Any]]:
     """Return what the equations say of BERT-base: a row for each number, length and quality."""
     rows = book(it).rows()

@@ -200,6 +200,22 @@ def of_base(it: regimes.Setting) -> str:
     return table(head, rows)
 
 
+EFFECTS = (0.05, 0.1, 0.2)
+"""Parts of the steps to the target that an arm may save."""
+
+
+def of_pairs(it: regimes.Setting) -> str:
+    """Write how much a ratio of steps varies from pair to pair, and how many pairs an effect takes to be seen."""
+    rows = []
+    for regime in arms.ARMS:
+        spread, count = convergence.spread(it, regime)
+        if count:
+            pairs = [str(scaling.pairs_needed(spread, float(np.log(1 - effect)))) for effect in EFFECTS]
+            rows.append((regime, str(count), f"{100 * spread:.1f}", *pairs))
+    head = ("regime", "arms", "standard deviation of one pair, %")
+    return table((*head, *(f"pairs to see {effect:.0%} fewer steps" for effect in EFFECTS)), rows)
+
+
 def of_hours(it: regimes.Setting) -> str:
     """Write what a step of BERT-base costs on one GPU, and what that makes of a run of its recipe."""
     rows = [
@@ -225,6 +241,6 @@ PAGES: dict[str, dict[str, Callable[[regimes.Setting], Any]]] = {
         "glue": of_glue,
         "help": of_help,
     },
-    "scaling.md": {"sizes": of_sizes, "base": of_base, "hours": of_hours},
+    "scaling.md": {"sizes": of_sizes, "base": of_base, "pairs": of_pairs, "hours": of_hours},
 }
 """What is written between the markers of a page, by page and marker."""

@@ -260,6 +260,29 @@ def test_runs_with_another_rate_than_the_tuned_one_are_refused(tmp_path):
         convergence.curves(it, "adapted")
 
 
+def test_the_spread_of_a_pair_is_pooled_over_the_arms_that_get_there(tmp_path):
+    it = setting(tmp_path)
+    uniform, thirty, disjoint = "uniform", "30 % masked", "disjoint pairs"
+    for arm in (uniform, thirty, disjoint):
+        for rate, loss in zip(tuning.GRIDS["scratch"], (2.0, 1.0, 3.0), strict=True):
+            key = {"regime": "scratch", "arm": arm, "what": "rate", "learning_rate": rate, "seed": 200}
+            tuning.book(it).add(key, ledger.Found([{"step": 2, "loss": loss}]), 1.0)
+    key = {"regime": "scratch", "arm": uniform, "what": "target", "learning_rate": tuning.GRIDS["scratch"][1]}
+    line = [{"step": 0, "loss": 10.0}, {"step": 60, "loss": 4.0}, {"step": 100, "loss": 0.0}]
+    for seed in tuning.TARGET_SEEDS:
+        tuning.book(it).add({**key, "seed": seed}, ledger.Found(line), 1.0)
+    assert tuning.target(it, "scratch") == pytest.approx(4.0)
+    times = {uniform: (50, 60, 40, 50), thirty: (40, 40, 44, 30), disjoint: (50, 60, 40, None)}
+    for arm, each in times.items():
+        for seed, time in enumerate(each):
+            rows = [{"step": step, "loss": loss} for step, loss in ((0, 10.0), (time or 100, 4.0 if time else 4.5))]
+            found = ledger.Found([{**row, "learning_rate": tuning.GRIDS["scratch"][1]} for row in rows])
+            convergence.book(it).add({"regime": "scratch", "arm": arm, "seed": seed}, found, 1.0)
+    logs = np.log(np.array(times[thirty]) / times[uniform])
+    assert convergence.spread(it, "scratch") == (pytest.approx(logs.std(ddof=1)), 1)
+    assert convergence.spread(it, "mini")[1] == 0
+
+
 def test_a_name_that_there_is_none_of_is_refused():
     with pytest.raises(regimes.GradvarError, match="--only scrach: it is none of scratch, mini, adapted"):
         regimes.setting("", ["--quick", "--only", "scrach"])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import regimes
 import scaling
+from scipy import stats
 
 BETA = np.array([-3.0, 0.4, -0.7, 0.2])
 CHECKPOINTS = [
@@ -57,3 +58,16 @@ def test_unigram_cross_entropy_is_that_of_counts_plus_one(tmp_path):
     size = len(tokenizer_of(DEMO_CHECKPOINT))
     the, garden = (count / (126 + size / 10) for count in (84.1, 42.1))
     assert scaling.unigram(stage, train) == pytest.approx(-(np.log(the) + np.log(garden)) / 2)
+
+
+@pytest.mark.parametrize(("relative", "pairs"), [(0.5, 34), (1.0, 10), (2.0, 5)])
+def test_pairs_needed_are_those_of_the_books(relative, pairs):
+    """Cohen's tables and G*Power: two-sided, 5 %, power 80 %."""
+    assert scaling.pairs_needed(0.06, -0.06 * relative) == pairs
+
+
+def test_an_effect_is_seen_as_often_as_is_asked_for():
+    """10,000 simulated tests: five standard errors of the power are 0.02, so a false alarm in a million."""
+    rng, pairs = np.random.default_rng(0), scaling.pairs_needed(1.0, 1.0)
+    seen = stats.ttest_1samp(rng.normal(1.0, 1.0, (10_000, pairs)), 0.0, axis=1).pvalue < 0.05
+    assert 0.8 - 0.02 < seen.mean() < 0.83 + 0.02
