@@ -120,7 +120,7 @@ def draw(it: regimes.Setting) -> None:
     if not found:
         return
     clear = [row for row in differences(it) if row["arm"] != BEFORE and row["p"] < convergence.LEVEL]
-    made, axes = drawing.figure(len(found), 1, 9, 3.2, squeeze=False, sharey=True)
+    made, axes = drawing.figure(len(found), 1, 10.5, 3.2, squeeze=False, sharey=True)
     for axis, (task, each) in zip(axes[0], found.items(), strict=True):
         for y, own in enumerate(each.values()):
             axis.plot(list(own.values()), [y] * len(own), "o", color=drawing.COLOURS[0], markersize=4, alpha=0.6)

@@ -238,6 +238,8 @@ def _rates(rates: dict[str, Rows]) -> Any:
             _line(above, at, own, "share", 0, name, color=colour)
             _line(below, at, own, "noise_total", 0, name, color=colour)
         below.set_yscale("log")
+        for axis in (above, below):
+            axis.set_xticks(sorted({float(row["mask_rate"]) for row in rows}))
         drawing.finish(above, regime, "", "")
         drawing.finish(below, "", "% masked", "")
         _legend(above)

@@ -12,6 +12,10 @@ some of whose runs never got there, the bound. The question is whether the predi
 Kendall's tau over the arms of a regime, with its p-value; beside it that of the predicted gains and the losses at the
 end. Masks that are stratified over epochs are uniform in every step, so their predicted gain is one.
 
+Added when the first numbers were there: tau of the gains before they are divided by the cost of a step, and of how many
+times fewer steps the target took. Predicted gain and realised speed are divided by the same measured cost, which alone
+makes them agree to a degree; these two share nothing that was measured.
+
     python experiments/what_helps.py --train TRAIN --valid VALID --glue GLUE
 """
 
@@ -36,6 +40,9 @@ STAGES = (1, 2, 3)
 FEWEST = 3  # arms of a regime that are ranked
 SENTENCES = {"scratch": 16384, "adapted": 640, "published": 640, "mini": 16384}
 """To which a MAPNet is fitted; the film reviews have no more."""
+
+
+_TICKS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.4, 1.6, 2)
 
 
 def book(it: regimes.Setting) -> ledger.Ledger:
@@ -160,6 +167,8 @@ class Point:
         speed: How much sooner than uniform masks it was, with its interval.
         bound: Whether that is but a bound, as some of its runs never got there.
         loss: Difference of its losses at the end to uniform masks'.
+        costs: Of its step, beside uniform masks', by which gain and speed are divided; not the same where the race left
+            a MAPNet unused.
     """
 
     arm: str
@@ -167,18 +176,19 @@ class Point:
     speed: tuple[float, float, float]
     bound: bool
     loss: float
+    costs: tuple[float, float] = (1.0, 1.0)
 
 
 def both(it: regimes.Setting, regime: str) -> list[Point]:
     """Return the arms of which both is known."""
-    gains = predicted(it, regime)
+    gains, costs = predicted(it, regime), cost.ratios(it, regime)
     found = []
     for one in convergence.standings(it, regime):
         if one.arm in gains:
             low, high = one.ends
             known, middle = one.seconds.low == one.seconds.high, one.seconds.low or one.seconds.high
             ends = (1 / middle, 0.0 if np.isinf(high) else 1 / high, 1 / low if low > 0 else np.inf)
-            found.append(Point(one.arm, gains[one.arm], ends, not known, one.loss[0]))
+            found.append(Point(one.arm, gains[one.arm], ends, not known, one.loss[0], (costs[one.arm][0], one.cost[0])))
     return found
 
 
@@ -188,12 +198,22 @@ def left_out(it: regimes.Setting, regime: str) -> list[str]:
     return [one.arm for one in convergence.standings(it, regime) if one.arm not in (*gains, arms.CONTROL)]
 
 
-def agreement(points: list[Point]) -> tuple[float, float, float, float]:
-    """Return Kendall's tau of predicted gains and realised speeds with its p-value, and the same of lower losses."""
-    gains = [point.gain[0] for point in points]
-    speeds, losses = ([point.speed[0] for point in points], [-point.loss for point in points])
-    of_speeds, of_losses = stats.kendalltau(gains, speeds), stats.kendalltau(gains, losses)
-    return of_speeds.statistic, of_speeds.pvalue, of_losses.statistic, of_losses.pvalue
+def agreement(points: list[Point]) -> dict[str, tuple[float, float]]:
+    """Return Kendall's tau with its p-value by what is ranked: ``seconds``, ``steps`` and ``losses``.
+
+    Args:
+        points: Arms.
+
+    Returns:
+        Of predicted gains over cost and realised speeds; of gains and speeds in steps, without the cost; of the former
+        gains and lower losses at the end.
+    """
+    gains, speeds = np.array([(point.gain[0], point.speed[0]) for point in points]).T
+    over, under = np.array([point.costs for point in points]).T
+    losses = [-point.loss for point in points]
+    ranked = {"seconds": (gains, speeds), "steps": (gains * over, speeds * under), "losses": (gains, losses)}
+    taus = {what: stats.kendalltau(*each) for what, each in ranked.items()}
+    return {what: (float(tau.statistic), float(tau.pvalue)) for what, tau in taus.items()}
 
 
 def finding(it: regimes.Setting) -> str:
@@ -202,9 +222,9 @@ def finding(it: regimes.Setting) -> str:
     for regime in arms.ARMS:
         points = both(it, regime)
         if len(points) >= FEWEST:
-            tau, p, *of_losses = agreement(points)
-            text = f"*{regime}*: Kendall's τ {tau:.2f} over {len(points)} arms (p = {p:.2g})"
-            text += f", and {of_losses[0]:.2f} (p = {of_losses[1]:.2g}) of lower losses at the end"
+            told = {what: f"{tau:.2f} (p = {p:.2g})" for what, (tau, p) in agreement(points).items()}
+            text = f"*{regime}*: Kendall's τ over {len(points)} arms {told['seconds']}, in steps, without the cost, "
+            text += f"{told['steps']}, of lower losses at the end {told['losses']}"
             lost = left_out(it, regime)
             said.append(text + (f"; not resolved: {', '.join(lost)}" if lost else ""))
     return f"Predicted gains and realised speeds: {'; '.join(said)}."
@@ -215,27 +235,34 @@ def draw(it: regimes.Setting) -> None:
     shown = {regime: points for regime in arms.ARMS if len(points := both(it, regime)) >= FEWEST}
     if not shown:
         return
-    made, axes = drawing.figure(len(shown), 1, 4.6 * len(shown), 4.6, squeeze=False)
+    made, axes = drawing.figure(len(shown), 1, 5 * len(shown), 5, squeeze=False)
     for axis, (regime, points) in zip(axes[0], shown.items(), strict=True):
         for number, point in enumerate(points):
             colour = drawing.COLOURS[number % len(drawing.COLOURS)]
             (x, left, right), (y, below, above) = point.gain, point.speed
             up = 0.0 if point.bound or np.isinf(above) else above - y
-            marker = "v" if point.bound else "o"
-            axis.errorbar(
-                x, y, [[y - below], [up]], [[x - left], [right - x]], marker=marker, markersize=4, color=colour, lw=1
-            )
-            axis.annotate(point.arm, (x, y), (4, 4), textcoords="offset points", fontsize=7, color=colour)
-        ends = [each for point in points for each in (point.gain[0], point.speed[0])]
-        line = np.array([min(*ends, 1) * 0.95, max(*ends, 1) * 1.05])
-        axis.plot(line, line, color=drawing.GREY, linewidth=1, linestyle=":")
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        tau, p, *_ = agreement(points)
+            style = {"marker": "v" if point.bound else "o", "markersize": 4, "color": colour, "linewidth": 1}
+            label = f"{number + 1}  {point.arm}"
+            axis.errorbar(x, y, [[y - below], [up]], [[x - left], [right - x]], label=label, **style)
+            axis.annotate(str(number + 1), (x, y), (4, 3), textcoords="offset points", fontsize=8, color=colour)
+        near = [each for point in points for each in (*point.gain, *point.speed) if 0 < each < np.inf]
+        axis.plot(ends := [min(near), max(near)], ends, color=drawing.GREY, linewidth=1, linestyle=":")
+        for scale, limits, ticks in (
+            (axis.set_xscale, axis.set_xlim, axis.set_xticks),
+            (axis.set_yscale, axis.set_ylim, axis.set_yticks),
+        ):
+            scale("log")
+            limits(0.95 * min(near), 1.05 * max(near))
+            ticks([tick for tick in _TICKS if 0.95 * min(near) <= tick <= 1.05 * max(near)])
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
+        tau, p = agreement(points)["seconds"]
         title = f"{regime}: Kendall's τ {tau:.2f} over {len(points)} arms (p = {p:.2g})"
         drawing.finish(
             axis, title, "predicted batch gain over cost (95 %)", "realised speed beside uniform masks (95 %)"
         )
+        axis.legend(fontsize=7, loc="upper left", handlelength=0.8)
     drawing.save(made, it.figures / "what_helps")
 
 

@@ -34,3 +34,18 @@ def test_every_arm_has_as_many_cells_and_the_gradient_of_their_mean(together, ma
     for row, first in zip(found, (1, 9), strict=True):
         sentences = np.arange(first, first + 8 // each)
         assert row.tolist() == pytest.approx([np.outer(sentences, np.arange(1, each + 1)).mean(), 0.0])
+
+
+def test_gains_and_speeds_are_ranked_with_and_without_the_cost_that_both_are_divided_by():
+    """By hand: of three pairs of arms, two agree in seconds, where one arm is dear, and one in steps."""
+    told = ((1.0, 1.2, 1.0, -0.3), (1.5, 1.1, 1.0, -0.2), (1.2, 1.3, 10.0, -0.1))  # gain, speed, both in steps
+    points = [
+        what_helps.Point(
+            str(number), (gain / cost,) * 3, (speed / cost,) * 3, bound=False, loss=loss, costs=(cost, cost)
+        )
+        for number, (gain, speed, cost, loss) in enumerate(told)
+    ]
+    found = what_helps.agreement(points)
+    assert found["seconds"][0] == pytest.approx(1 / 3)
+    assert found["steps"][0] == pytest.approx(-1 / 3)
+    assert found["losses"][0] == pytest.approx(1 / 3)
