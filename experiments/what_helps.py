@@ -14,7 +14,8 @@ end. Masks that are stratified over epochs are uniform in every step, so their p
 
 Added when the first numbers were there: tau of the gains before they are divided by the cost of a step, and of how many
 times fewer steps the target took. Predicted gain and realised speed are divided by the same measured cost, which alone
-makes them agree to a degree; these two share nothing that was measured.
+makes them agree to a degree; these two share nothing that was measured. The stages of *published* come from two
+reference runs of one recipe and seed, on a GPU and on the CPU, as the provenance says.
 
     python experiments/what_helps.py --train TRAIN --valid VALID --glue GLUE
 """
