@@ -126,7 +126,7 @@ def _through_training(panel: Any, stages: dict[str, list[dict[str, str]]]) -> No
     panel.axhline(0, color="black", linewidth=0.8)
     panel.set_ylim(*_limits([row for some in stages.values() for row in some], list(SHOWN)))
     if panel.get_legend_handles_labels()[0]:
-        panel.legend(loc="best")
+        panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncol=2)
 
 
 def _beside_default(panel: Any, stage: str, some: Rows) -> None:
