@@ -248,13 +248,9 @@ def draw(it: regimes.Setting) -> None:
             axis.annotate(str(number + 1), (x, y), (4, 3), textcoords="offset points", fontsize=8, color=colour)
         near = [each for point in points for each in (*point.gain, *point.speed) if 0 < each < np.inf]
         axis.plot(ends := [min(near), max(near)], ends, color=drawing.GREY, linewidth=1, linestyle=":")
-        for scale, limits, ticks in (
-            (axis.set_xscale, axis.set_xlim, axis.set_xticks),
-            (axis.set_yscale, axis.set_ylim, axis.set_yticks),
-        ):
-            scale("log")
-            limits(0.95 * min(near), 1.05 * max(near))
-            ticks([tick for tick in _TICKS if 0.95 * min(near) <= tick <= 1.05 * max(near)])
+        limits = (0.95 * min(near), 1.05 * max(near))
+        ticks = [tick for tick in _TICKS if limits[0] <= tick <= limits[1]]
+        axis.set(xscale="log", yscale="log", xlim=limits, ylim=limits, xticks=ticks, yticks=ticks)
         axis.xaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
