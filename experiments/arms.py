@@ -9,6 +9,7 @@ from typing import Any
 
 import ledger
 import regimes
+import settings
 
 from gradvar import GradvarError
 from gradvar.metrics import read_metrics
@@ -69,7 +70,7 @@ ON_GPU = ("mini",)
 _DRAWN = ("exponent", "epsilon", "ess")
 
 
-def race(it: regimes.Setting, regime: str, arm: str, seed: int, values: Mapping[str, Any]) -> ledger.Found:
+def race(it: settings.Setting, regime: str, arm: str, seed: int, values: Mapping[str, Any]) -> ledger.Found:
     """Train one run, or go on with it.
 
     Args:
@@ -110,18 +111,31 @@ def _number(value: float | None) -> float:
     return inf if value is None or not isfinite(value) else value
 
 
-def wanted(it: regimes.Setting) -> list[str]:
-    """Return the regimes of the race that are to be worked on."""
-    here = [regime for regime in ARMS if it.quick or it.device != "cpu" or regime not in ON_GPU]
-    return [regime for regime in ARMS if regime in it.only] if it.only else here
+def wanted(it: settings.Setting, stages: bool = False) -> list[str]:
+    """Return the regimes of the race that are to be worked on.
+
+    Args:
+        it: The setting.
+        stages: Whether ``only`` may name stages, too.
+
+    Raises:
+        GradvarError: If ``only`` names what is no regime.
+    """
+    if not it.only:
+        return [regime for regime in ARMS if it.quick or it.device != "cpu" or regime not in ON_GPU]
+    named = [name.partition("@")[0] if stages else name for name in it.only]
+    for name in named:
+        if name not in ARMS:
+            raise GradvarError(f"--only {name}: here it is one of {', '.join(ARMS)}")
+    return [regime for regime in ARMS if regime in named]
 
 
-def recipe(it: regimes.Setting, regime: str, arm: str, seed: int, values: Mapping[str, Any]) -> Any:
+def recipe(it: settings.Setting, regime: str, arm: str, seed: int, values: Mapping[str, Any]) -> Any:
     """Return the recipe of one run of an arm."""
     return regimes.recipe(it, regime, seed, {**ARMS[regime][arm], **values})
 
 
-def folder(it: regimes.Setting, regime: str, arm: str, seed: int, values: Mapping[str, Any]) -> Path:
+def folder(it: settings.Setting, regime: str, arm: str, seed: int, values: Mapping[str, Any]) -> Path:
     """Return the folder of one run of an arm, named by what is not the same in all of them."""
     training = recipe(it, regime, arm, seed, values).training
     words = arm.replace(",", "").replace("%", "percent").split()

@@ -18,6 +18,9 @@ from typing import Any
 import cost
 import ledger
 import regimes
+import settings
+
+from gradvar import GradvarError
 
 LENGTHS = (128, 512)
 STEPS, BEFORE, TOKENS = 12, 4, 131072
@@ -25,12 +28,12 @@ PROPOSALS = ("uniform/simple", "mapnet/pps")
 _SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 
 
-def book(it: regimes.Setting) -> ledger.Ledger:
+def book(it: settings.Setting) -> ledger.Ledger:
     """Return the numbers of this experiment."""
     return ledger.Ledger(it.figures / "base_cost.csv")
 
 
-def measure(it: regimes.Setting, proposal: str, length: int) -> ledger.Found:
+def measure(it: settings.Setting, proposal: str, length: int) -> ledger.Found:
     """Time one proposal at one length: one unit of work."""
     import torch
 
@@ -72,9 +75,9 @@ def measure(it: regimes.Setting, proposal: str, length: int) -> ledger.Found:
 
 def main() -> None:
     """Measure what is missing, and say what was found."""
-    it, drawing_alone = regimes.setting(__doc__)
+    it, drawing_alone = settings.setting(__doc__)
     if it.device == "cpu" and not it.quick and not drawing_alone:
-        raise regimes.GradvarError("a step of BERT-base takes a CPU minutes; give --device cuda, or --quick")
+        raise GradvarError("a step of BERT-base takes a CPU minutes; give --device cuda, or --quick")
     if not drawing_alone:
         units = [
             ledger.Unit({"proposal": proposal, "length": length}, measure, (it, proposal, length))
@@ -87,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    regimes.cleanly(main)
+    settings.cleanly(main)

@@ -19,34 +19,40 @@ import drawing
 import ledger
 import numpy as np
 import regimes
+import settings
 import tuning
-from scipy import stats
+from standing import mean_interval
 
 FIRST_SEED = 20
 SEEDS = {"adapted": 8, "published": 8, "scratch": 8, "mini": 5}
 TOGETHER = 1 - 0.05 / 4
 
 
-def book(it: regimes.Setting) -> ledger.Ledger:
+def book(it: settings.Setting) -> ledger.Ledger:
     """Return the numbers of this experiment."""
     return ledger.Ledger(it.figures / "confirm.csv")
 
 
-def chosen(it: regimes.Setting, regime: str) -> tuple[str, int] | None:
+def chosen(it: settings.Setting, regime: str) -> tuple[str, int] | None:
     """Return the arm that has been trained again, and for how many steps; None where none has."""
     rows = [row for row in book(it).rows() if row["regime"] == regime and row["arm"] != arms.BASELINE]
     return (rows[0]["arm"], int(rows[0]["steps"])) if rows else None
 
 
-def seconds(it: regimes.Setting, regime: str) -> tuple[float, float, float]:
+def seconds(it: settings.Setting, regime: str) -> tuple[float, float, float]:
     """Return how many times uniform masks' seconds the chosen arm took, by what its step is known to cost by now."""
-    arm, steps = chosen(it, regime) or (arms.BASELINE, 0)
-    every = {int(row["steps"]) for row in book(it).rows() if row["regime"] == regime and row["arm"] == arms.BASELINE}
-    middle, low, high = (ratio * steps / max(every) for ratio in cost.ratios(it, regime)[arm])
+    steps = {row["arm"]: int(row["steps"]) for row in book(it).rows() if row["regime"] == regime}
+    uniform = steps.pop(arms.BASELINE)
+    ((arm, own),) = steps.items()
+    middle, low, high = (ratio * own / uniform for ratio in _costs(it, regime)[arm])
     return middle, low, high
 
 
-def winner(it: regimes.Setting, regime: str) -> str | None:
+def _costs(it: settings.Setting, regime: str) -> dict[str, tuple[float, float, float]]:
+    return cost.ratios(it, regime, convergence.used(it, regime))
+
+
+def winner(it: settings.Setting, regime: str) -> str | None:
     """Return the arm that was soonest in the race; None where arms are missing, or have fewer than five pairs."""
     few = 1 if it.quick else 5
     every = convergence.standings(it, regime)
@@ -59,7 +65,7 @@ def winner(it: regimes.Setting, regime: str) -> str | None:
 _APART = (arms.CONTROL, "oracle, weighted sets")
 
 
-def differences(it: regimes.Setting, regime: str) -> tuple[str, np.ndarray] | None:
+def differences(it: settings.Setting, regime: str) -> tuple[str, np.ndarray] | None:
     """Return the winner's name, and the differences of its losses at the end to uniform masks', by seed."""
     ends: dict[str, dict[int, float]] = {}
     for row in book(it).rows():
@@ -73,32 +79,26 @@ def differences(it: regimes.Setting, regime: str) -> tuple[str, np.ndarray] | No
     return (names[0], found) if len(found) > 1 else None
 
 
-def interval(found: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
-    """Return the mean with Student's interval."""
-    reach = float(stats.t.ppf((1 + level) / 2, len(found) - 1) * stats.sem(found))
-    return float(found.mean()), float(found.mean()) - reach, float(found.mean()) + reach
-
-
-def finding(it: regimes.Setting) -> str:
+def finding(it: settings.Setting) -> str:
     """Say what the picture shows."""
     said = []
     for regime in arms.ARMS:
         told = differences(it, regime)
         if told:
-            mean, low, high = interval(told[1])
+            mean, low, high = mean_interval(told[1])
             said.append(f"*{regime}*: {told[0]}, {mean:+.3f} [{low:+.3f}, {high:+.3f}] nats over {len(told[1])} pairs")
     return f"Held-out loss at the end less uniform masks', for the same seconds: {'; '.join(said)}."
 
 
-def draw(it: regimes.Setting) -> None:
+def draw(it: settings.Setting) -> None:
     """Draw the differences of all pairs, and their means with intervals."""
     shown = {regime: told for regime in arms.ARMS if (told := differences(it, regime))}
     if not shown:
         return
     made, axis = drawing.figure(width=7, height=1.4 + 0.5 * len(shown))
     for y, (_, found) in enumerate(shown.values()):
-        mean, low, high = interval(found)
-        wide = interval(found, TOGETHER)[1:]
+        mean, low, high = mean_interval(found)
+        wide = mean_interval(found, TOGETHER)[1:]
         axis.plot(wide, [y, y], color=drawing.COLOURS[0], linewidth=1)
         axis.plot(found, np.full(len(found), y + 0.18), "o", color=drawing.GREY, markersize=3)
         axis.plot([low, high], [y, y], color=drawing.COLOURS[0], linewidth=2)
@@ -106,7 +106,7 @@ def draw(it: regimes.Setting) -> None:
     axis.axvline(0, color=drawing.GREY, linewidth=1)
     axis.set_yticks(range(len(shown)), [f"{regime}: {arm}" for regime, (arm, _) in shown.items()])
     axis.set_ylim(len(shown) - 0.5, -0.5)
-    won = sum(interval(found, TOGETHER)[2] < 0 for _, found in shown.values())
+    won = sum(mean_interval(found, TOGETHER)[2] < 0 for _, found in shown.values())
     title = f"At equal seconds the soonest arm ends better than uniform masks in {won} of {len(shown)} regimes"
     drawing.finish(axis, title, "loss at the end less uniform masks' (nats; thick 95 %, thin 98.75 %; dots: pairs)", "")
     drawing.save(made, it.figures / "confirm")
@@ -114,7 +114,7 @@ def draw(it: regimes.Setting) -> None:
 
 def main() -> None:
     """Run what is missing, and draw."""
-    it, drawing_alone = regimes.setting(__doc__)
+    it, drawing_alone = settings.setting(__doc__)
     units = []
     for regime in () if drawing_alone else arms.wanted(it):
         steps, best = regimes.recipe(it, regime, 0).training.steps, winner(it, regime)
@@ -122,7 +122,7 @@ def main() -> None:
             print(f"{regime}: the race has fewer than five pairs of every arm; run experiments/convergence.py first")
             continue
         # What was chosen once stays, even where the cost of a step has been measured anew.
-        best, fewer = chosen(it, regime) or (best, round(steps / cost.ratios(it, regime)[best][0]))
+        best, fewer = chosen(it, regime) or (best, round(steps / _costs(it, regime)[best][0]))
         for seed in range(FIRST_SEED, FIRST_SEED + (it.seeds or SEEDS[regime])):
             for arm, many in ((arms.BASELINE, steps), (best, fewer)):
                 values = {"training.learning_rate": tuning.tuned(it, regime, arm), "training.steps": many}
@@ -134,11 +134,11 @@ def main() -> None:
     print(finding(it))
 
 
-def last_row(it: regimes.Setting, regime: str, arm: str, seed: int, values: dict[str, float]) -> ledger.Found:
+def last_row(it: settings.Setting, regime: str, arm: str, seed: int, values: dict[str, float]) -> ledger.Found:
     """Train one run; return its last row."""
     found = arms.race(it, regime, arm, seed, values)
     return ledger.Found([found.rows[-1]], found.data, found.checkpoint)
 
 
 if __name__ == "__main__":
-    regimes.cleanly(main)
+    settings.cleanly(main)

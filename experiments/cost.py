@@ -29,6 +29,7 @@ import arms
 import ledger
 import numpy as np
 import regimes
+import settings
 
 from gradvar.metrics import read_metrics
 
@@ -38,13 +39,13 @@ _SETS = "mapnet, weighted sets"
 UNUSED = f"{_SETS}, unused"
 
 
-def book(it: regimes.Setting) -> ledger.Ledger:
+def book(it: settings.Setting) -> ledger.Ledger:
     """Return the numbers of this experiment."""
     return ledger.Ledger(it.figures / "cost.csv")
 
 
 def ratios(
-    it: regimes.Setting, regime: str, used: Mapping[str, float] | None = None
+    it: settings.Setting, regime: str, used: Mapping[str, float] | None = None
 ) -> dict[str, tuple[float, float, float]]:
     """Return median, lowest and highest ratio over rounds of a step's seconds to the uniform arm's, by arm.
 
@@ -71,7 +72,7 @@ def ratios(
     return found
 
 
-def time_round(it: regimes.Setting, regime: str, number: int) -> ledger.Found:
+def time_round(it: settings.Setting, regime: str, number: int) -> ledger.Found:
     """Time all arms of a regime once."""
     names = [arm for arm in arms.ARMS[regime] if arm != arms.CONTROL]
     names += [UNUSED] * (_SETS in names)
@@ -118,7 +119,7 @@ def step_seconds(run: Path) -> float:
 
 def main() -> None:
     """Measure what is missing, and say what was found."""
-    it, drawing = regimes.setting(__doc__)
+    it, drawing = settings.setting(__doc__)
     names = arms.wanted(it)
     if not drawing:
         units = [
@@ -133,4 +134,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    regimes.cleanly(main)
+    settings.cleanly(main)

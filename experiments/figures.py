@@ -20,7 +20,7 @@ import over_training
 import over_training_figures
 import proposals
 import proposals_figures
-import regimes
+import settings
 import tables
 import theorem
 import theorem_figure
@@ -48,7 +48,7 @@ class Experiment:
     """
 
     module: ModuleType
-    pictures: dict[str, Callable[[regimes.Setting], str]]
+    pictures: dict[str, Callable[[settings.Setting], str]]
 
     @property
     def command(self) -> str:
@@ -57,34 +57,35 @@ class Experiment:
         return next(line.strip() for line in doc.splitlines() if line.strip().startswith("python experiments/"))
 
 
-def _theorem(it: regimes.Setting) -> str:
-    return "; ".join(theorem_figure.findings(theorem.book(it).rows())) + "."
+def _theorem(it: settings.Setting) -> str:
+    return theorem_figure.headline(theorem.book(it).rows())
 
 
-def _over_training(name: str) -> Callable[[regimes.Setting], str]:
-    def finding(it: regimes.Setting) -> str:
+def _over_training(name: str) -> Callable[[settings.Setting], str]:
+    def finding(it: settings.Setting) -> str:
         book = over_training.book(it)
-        return over_training_figures.sentences(book.rows(), book.layers.rows())[name]
+        return f"{over_training_figures.sentences(book.rows(), book.layers.rows())[name]}."
 
     return finding
 
 
-def _proposals(paying: bool) -> Callable[[regimes.Setting], str]:
-    def finding(it: regimes.Setting) -> str:
-        lines = proposals_figures.findings(proposals.book(it).rows())
-        return "; ".join(line for line in lines if ("at equal cost" in line) is paying) + "."
-
-    return finding
+def _proposals(say: Callable[[proposals_figures.Rows], str]) -> Callable[[settings.Setting], str]:
+    return lambda it: f"{say(proposals.book(it).rows())}."
 
 
-def _mapnet(it: regimes.Setting) -> str:
+def _mapnet(it: settings.Setting) -> str:
     return "; ".join(mapnet_figures.findings(mapnet_quality.book(it).rows())) + "."
 
+
+_PROPOSALS = {
+    "proposals": _proposals(proposals_figures.less_variance),
+    "proposals_cost": _proposals(proposals_figures.at_equal_cost),
+}
 
 EXPERIMENTS = (
     Experiment(theorem, {"theorem": _theorem}),
     Experiment(over_training, {name: _over_training(name) for name in over_training_figures.PICTURES}),
-    Experiment(proposals, {"proposals": _proposals(False), "proposals_cost": _proposals(True)}),
+    Experiment(proposals, _PROPOSALS),
     Experiment(mapnet_quality, {"mapnet_quality": _mapnet}),
     Experiment(convergence, {"convergence": convergence.finding}),
     Experiment(confirm, {"confirm": confirm.finding}),
@@ -93,7 +94,7 @@ EXPERIMENTS = (
 )
 
 
-def gallery(it: regimes.Setting) -> str:
+def gallery(it: settings.Setting) -> str:
     """Write the gallery of the pictures that are there."""
     parts = [_HEAD]
     for each in EXPERIMENTS:
@@ -106,7 +107,7 @@ def gallery(it: regimes.Setting) -> str:
 def main() -> None:
     """Draw all, and write the gallery."""
     here = Path(__file__).parent.parent
-    it = regimes.setting(__doc__, ["--draw", "--figures", str(here / "figures")])[0]
+    it = settings.setting(__doc__, ["--draw", "--figures", str(here / "figures")])[0]
     for each in EXPERIMENTS:
         each.module.draw(it)
     (it.figures / GALLERY).write_text(gallery(it), encoding="utf-8")
@@ -117,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    regimes.cleanly(main)
+    settings.cleanly(main)

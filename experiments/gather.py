@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ledger
 import regimes
+import settings
 
 from gradvar import GradvarError
 
@@ -30,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    regimes.cleanly(main)
+    settings.cleanly(main)

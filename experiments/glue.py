@@ -10,6 +10,10 @@ What it can show: whether an arm that ends at another held-out loss is worth mor
 below a point or two. SST-2 has 872 held-out examples, so that one standard error of an accuracy of 80 % is 1.4 points;
 pairs share the examples, which takes part of that away. A model of 1.7 M parameters says little of one of 110 M.
 
+Changed since: the ends of the race's own runs were not kept, so each is trained once more, by the recipe and seed of
+the race, before it is fine-tuned. All arms of a seed are on one kind of processor (the provenance says which); of seed
+2, two that had run on a GPU were removed, and ran again on the CPU with the others of that seed.
+
     python experiments/glue.py --train TRAIN --valid VALID --glue GLUE
 """
 
@@ -19,13 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import arms
-import convergence
 import drawing
 import ledger
+import measuring
 import numpy as np
 import regimes
+import settings
+import standing
 import tuning
-from scipy import stats
 
 from gradvar import checkpoints
 
@@ -36,12 +41,12 @@ TASKS = {"cola": "CoLA", "sst2": "SST-2"}
 EXAMPLES = 8000
 
 
-def book(it: regimes.Setting) -> ledger.Ledger:
+def book(it: settings.Setting) -> ledger.Ledger:
     """Return the numbers of this experiment."""
     return ledger.Ledger(it.figures / "glue.csv")
 
 
-def tasks(it: regimes.Setting) -> Path:
+def tasks(it: settings.Setting) -> Path:
     """Return a folder of the tasks' files, with the first training examples of each; of made-up ones with `--quick`."""
     folder = it.work / "glue"
     for place in (folder / f"{name}.{part}.tsv" for name in TASKS.values() for part in ("train", "dev")):
@@ -51,7 +56,7 @@ def tasks(it: regimes.Setting) -> Path:
     return folder
 
 
-def _made_up(it: regimes.Setting, name: str) -> list[str]:
+def _made_up(it: settings.Setting, name: str) -> list[str]:
     """Return examples of the form of a task, whose label says whether a line is long."""
     lines = [line.replace("\t", " ") for line in it.train.read_text(encoding="utf-8").splitlines() if line][:64]
     if name.startswith("CoLA"):
@@ -59,7 +64,7 @@ def _made_up(it: regimes.Setting, name: str) -> list[str]:
     return ["sentence\tlabel\n", *(f"{line}\t{int(len(line) > 200)}\n" for line in lines)]
 
 
-def tune(it: regimes.Setting, arm: str, seed: int, data: Path) -> ledger.Found:
+def tune(it: settings.Setting, arm: str, seed: int, data: Path) -> ledger.Found:
     """Fine-tune one end of the race on all tasks.
 
     Args:
@@ -88,7 +93,7 @@ def tune(it: regimes.Setting, arm: str, seed: int, data: Path) -> ledger.Found:
     )
 
 
-def scores(it: regimes.Setting, task: str) -> dict[str, dict[int, float]]:
+def scores(it: settings.Setting, task: str) -> dict[str, dict[int, float]]:
     """Return the scores of a task by arm and seed."""
     found: dict[str, dict[int, float]] = {}
     for row in book(it).rows():
@@ -97,29 +102,33 @@ def scores(it: regimes.Setting, task: str) -> dict[str, dict[int, float]]:
     return {arm: found[arm] for arm in SHOWN if arm in found}
 
 
-def differences(it: regimes.Setting) -> list[dict[str, Any]]:
+def differences(it: settings.Setting) -> list[dict[str, Any]]:
     """Return the mean differences to the uniform arm by task and arm, with Student's intervals and Holm's p-values."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for task in TASKS:
         found = scores(it, task)
+        uniform = found.pop(arms.BASELINE, {})
         for arm, own in found.items():
-            pairs = [own[seed] - found[arms.BASELINE][seed] for seed in own if seed in found.get(arms.BASELINE, {})]
-            if arm != arms.BASELINE and len(pairs) > 1:
-                mean, reach = np.mean(pairs), stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(pairs)
-                p = convergence.p_of(np.array(pairs))
-                ends = {"low": mean - reach, "high": mean + reach}
-                rows.append({"task": task, "arm": arm, "difference": mean, **ends, "p": p, "pairs": len(pairs)})
-    for row, p in zip(rows, convergence.holm([row["p"] for row in rows]), strict=True):
+            pairs = np.array([own[seed] - uniform[seed] for seed in own if seed in uniform])
+            if arm != BEFORE and len(pairs) > 1:
+                ends = dict(zip(("difference", "low", "high"), standing.mean_interval(pairs), strict=True))
+                rows.append({"task": task, "arm": arm, **ends, "p": standing.p_of(pairs), "pairs": len(pairs)})
+    family = len(TASKS) * sum(arm not in (BEFORE, arms.BASELINE) for arm in SHOWN)
+    for row, p in zip(rows, standing.holm([row["p"] for row in rows], family), strict=True):
         row["p"] = p
     return rows
 
 
-def draw(it: regimes.Setting) -> None:
+def _clear(it: settings.Setting) -> list[dict[str, Any]]:
+    return [row for row in differences(it) if row["p"] < standing.LEVEL]
+
+
+def draw(it: settings.Setting) -> None:
     """Draw all scores, with their medians, a panel a task."""
     found = {task: each for task in TASKS if (each := scores(it, task))}
     if not found:
         return
-    clear = [row for row in differences(it) if row["arm"] != BEFORE and row["p"] < convergence.LEVEL]
+    clear = _clear(it)
     made, axes = drawing.figure(len(found), 1, 10.5, 3.2, squeeze=False, sharey=True)
     for axis, (task, each) in zip(axes[0], found.items(), strict=True):
         for y, own in enumerate(each.values()):
@@ -134,20 +143,22 @@ def draw(it: regimes.Setting) -> None:
     drawing.save(made, it.figures / "glue")
 
 
-def finding(it: regimes.Setting) -> str:
+def finding(it: settings.Setting) -> str:
     """Say what the picture shows."""
     told = [
         f"{row['arm']} on {TASKS[str(row['task'])]} {row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]"
-        for row in differences(it)
-        if row["arm"] != BEFORE and row["p"] < convergence.LEVEL
+        for row in _clear(it)
     ]
-    return f"Apart from the uniform arm, in points: {'; '.join(told) or 'none'}."
+    pairs = measuring.span([row["pairs"] for row in differences(it)] or [0], 0)
+    named = f"{'; '.join(told)} points" if told else "none"
+    return f"Arms that are worth another score than uniform masks, over {pairs} pairs: {named}."
 
 
 def main() -> None:
     """Fine-tune what is missing, and draw."""
-    it, drawing_alone = regimes.setting(__doc__)
+    it, drawing_alone = settings.setting(__doc__)
     if not drawing_alone:
+        tuning.rates(it, REGIME, [arm for arm in SHOWN if arm != BEFORE])
         data, seeds = tasks(it), range(min(it.seeds or 5, 5))
         units = [
             ledger.Unit({"arm": arm, "seed": seed}, tune, (it, arm, seed, data))
@@ -163,4 +174,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    regimes.cleanly(main)
+    settings.cleanly(main)

@@ -96,7 +96,8 @@ class Ledger:
         with _alone(self.path):
             kept = [row for row in self.rows() if any(row.get(name) != value for name, value in named.items())]
             _write(self.path, [*kept, *({**key, **row} for row in found.rows)])
-            _write(self.provenance, [*_read(self.provenance), {**key, **facts}])
+            others = [row for row in _read(self.provenance) if _unit(row) != {x: y for x, y in named.items() if y}]
+            _write(self.provenance, [*others, {**key, **facts}])
 
     def take(self, other: Ledger) -> int:
         """Take over what another ledger of the same experiment has done and this one has not; return how many units.
@@ -104,16 +105,15 @@ class Ledger:
         A row is that of the unit that it agrees with in all columns that the unit fills, and in the most of them.
         """
         theirs = _read(other.provenance)
-        names = [name for name in (theirs[0] if theirs else ()) if name not in FACTS]
-        keys = [{name: unit[name] for name in names if unit[name]} for unit in theirs]
+        keys = [_unit(unit) for unit in theirs]
         rows: list[list[dict[str, str]]] = [[] for _ in keys]
         for row in other.rows():
             own = [number for number, key in enumerate(keys) if key.items() <= row.items()]
             if own:  # not what was being written when the other was killed
                 rows[max(own, key=lambda number: len(keys[number]))].append(row)
         with _alone(self.path):
-            known = [{name: unit.get(name, "") for name in names} for unit in _read(self.provenance)]
-            new = [n for n, unit in enumerate(theirs) if rows[n] and {name: unit[name] for name in names} not in known]
+            known = [_unit(unit) for unit in _read(self.provenance)]
+            new = [number for number, key in enumerate(keys) if rows[number] and key not in known]
             if new:
                 kept = [row for row in self.rows() if not any(keys[number].items() <= row.items() for number in new)]
                 _write(self.path, [*kept, *(row for number in new for row in rows[number])])
@@ -195,7 +195,8 @@ def _attempt(unit: Unit) -> tuple[Unit, _Done]:
 
 def command() -> str:
     """Return the command line that runs, with files by their names alone."""
-    words = [Path(word).name if os.sep in word else word for word in sys.argv[1:]]
+    parts = [word.rpartition("=") if word.startswith("--") else ("", "", word) for word in sys.argv[1:]]
+    words = [f"{flag}{mark}{Path(value).name if os.sep in value else value}" for flag, mark, value in parts]
     return " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *words])
 
 
@@ -213,6 +214,11 @@ def commit() -> str:
         )
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def _unit(facts: Mapping[str, str]) -> dict[str, str]:
+    """Return the key of a unit from its row of provenance, as far as it is filled."""
+    return {name: value for name, value in facts.items() if name not in FACTS and value}
 
 
 def _text(value: Any) -> str:

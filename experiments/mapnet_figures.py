@@ -18,6 +18,8 @@ SHOWN = {
     "captured_share": "captured share",
     "oracle_ceiling_share": "ceiling share of measured norms",
 }
+_NOTHING = 1e-9
+"""Share below which scores are equal but for rounding."""
 _SIZES = {"0.5": "half", "2": "double"}
 
 
@@ -60,7 +62,8 @@ def differing(some: Rows) -> dict[str, str]:
         some: Rows of one stage.
 
     Returns:
-        ``better`` or ``worse`` by choice; choices that are neither are not there.
+        ``better`` (``better, by equal scores,`` where its scores say nothing) or ``worse`` by choice; choices that are
+        neither are not there.
     """
     usual = {row["seed"]: share for row in some if is_default(row) and (share := _share(row)) is not None}
     found = {}
@@ -70,7 +73,7 @@ def differing(some: Rows) -> dict[str, str]:
         if is_default(row) or share is None or same is None or low is None or high is None:
             continue
         if share > max(usual.values()) and low > same:
-            found[named(row)] = "better"
+            found[named(row)] = "better" if abs(share) > _NOTHING else "better, by equal scores,"
         if share < min(usual.values()) and high < same:
             found[named(row)] = "worse"
     return found
@@ -78,7 +81,13 @@ def differing(some: Rows) -> dict[str, str]:
 
 def findings(rows: Rows) -> list[str]:
     """Return what was found, a line for each stage and each comparison of choices."""
-    lines = [f"{stage}: MAPNet {what} the optimum" for stage, what in approximates(rows).items()]
+    told: dict[str, list[str]] = {}
+    for stage, what in approximates(rows).items():
+        told.setdefault(what, []).append(stage)
+    known = [stage for stages in told.values() for stage in stages]
+    lines = [f"MAPNet {what} the optimum at {', '.join(stages)}" for what, stages in told.items()]
+    if missing := [stage for stage in measuring.by_stage(rows) if stage not in known]:
+        lines.append(f"not resolved at {', '.join(missing)}")
     for stage, some in _compared(rows).items():
         lines.append(f"{stage}: {_choices(some)}")
     shares = [100 * float(row["flops_share"]) for row in rows if is_default(row)]
@@ -120,7 +129,7 @@ def _through_training(panel: Any, stages: dict[str, list[dict[str, str]]]) -> No
         drawing.with_interval(panel, places, rows, name, marker="os^x"[number], **style)
     shares = [share for some in stages.values() for row in some if (share := _share(row)) is not None]
     part = f"{measuring.span([100 * share for share in shares], 0)} %" if shares else "an unknown part"
-    title = f"Through training a MAPNet removes {part} of what weights of positions can remove"
+    title = f"Through training a MAPNet's scores say how to remove {part} of what weights of positions can remove"
     drawing.finish(panel, textwrap.fill(title, 52), "stage; seeds side by side", "share or correlation, 95 % interval")
     panel.set_xticks(range(len(stages)), [name.replace("@", "\n@") for name in stages], fontsize=8)
     panel.axhline(0, color="black", linewidth=0.8)
@@ -143,7 +152,7 @@ def _beside_default(panel: Any, stage: str, some: Rows) -> None:
             panel.plot(share, at, "o", color=colour, markersize=4)
         if low is not None and high is not None:
             panel.hlines(at, low, high, colour, linewidth=1.2)
-    drawing.finish(panel, textwrap.fill(f"{stage}: {_choices(some)}", 36), "ceiling share, 95 % interval", "")
+    drawing.finish(panel, textwrap.fill(f"{stage}: {_choices(some)}", 34), "ceiling share, 95 % interval", "")
     panel.set_yticks(range(len(ordered)), [named(row) for row in ordered], fontsize=8)
     panel.set_ylim(len(ordered) - 0.5, -0.5)
     panel.set_xlim(left, right)
@@ -161,7 +170,7 @@ def _choices(some: Rows) -> str:
         return "no choice differs clearly from the default"
     return "; ".join(
         f"{what} than the default: {', '.join(name for name, of in found.items() if of == what)}"
-        for what in ("better", "worse")
+        for what in ("better", "better, by equal scores,", "worse")
         if what in found.values()
     )
 

@@ -33,6 +33,7 @@ import ledger
 import mapnet_figures
 import measuring
 import regimes
+import settings
 
 if TYPE_CHECKING:
     from gradvar.huggingface.masked_lm import MaskedLM
@@ -72,7 +73,7 @@ def choices(quick: bool) -> Iterator[dict[str, Any]]:
             yield {**DEFAULT, name: value}
 
 
-def units(it: regimes.Setting, stages: list[tuple[int, regimes.Stage]]) -> list[ledger.Unit]:
+def units(it: settings.Setting, stages: list[tuple[int, regimes.Stage]]) -> list[ledger.Unit]:
     """List the work, the default first; with ``--quick`` choices at the first stage alone.
 
     Args:
@@ -144,21 +145,21 @@ def row_of(fit: Fit) -> dict[str, Any]:
     }
 
 
-def book(it: regimes.Setting) -> ledger.Ledger:
+def book(it: settings.Setting) -> ledger.Ledger:
     """Return the numbers of this experiment."""
     return ledger.Ledger(it.figures / "mapnet_quality.csv")
 
 
-def draw(it: regimes.Setting) -> None:
+def draw(it: settings.Setting) -> None:
     """Draw what is there, and say what was found."""
     mapnet_figures.draw(book(it).rows(), it.figures)
 
 
-def measure_all(it: regimes.Setting) -> None:
+def measure_all(it: settings.Setting) -> None:
     """Measure what is missing."""
     wanted = measuring.last_of(POSITIONS) if it.quick else POSITIONS
     ledger.run(book(it), units(it, measuring.pick(it, wanted)), it.jobs)
 
 
 if __name__ == "__main__":
-    regimes.cleanly(lambda: regimes.measure_and_draw(__doc__, measure_all, draw))
+    settings.cleanly(lambda: settings.measure_and_draw(__doc__, measure_all, draw))

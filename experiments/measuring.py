@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import lzma
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import regimes
+import settings
 
 from gradvar import Estimate, GradvarError
 
@@ -25,7 +27,7 @@ MOST_EPOCHS = 8
 """Of a fit, where a text is short: each of them masks its sentences anew."""
 
 
-def pick(it: regimes.Setting, wanted: Mapping[str, Sequence[int]]) -> list[tuple[int, regimes.Stage]]:
+def pick(it: settings.Setting, wanted: Mapping[str, Sequence[int]]) -> list[tuple[int, regimes.Stage]]:
     """Return the stages that there are, with the beginning of their training text; say which regimes are left out.
 
     Args:
@@ -78,15 +80,17 @@ def step_of(name: str) -> int:
     return int(name.partition("@")[2])
 
 
-def beginning(it: regimes.Setting, text: Path) -> Path:
-    """Return the first `CHARACTERS` of a text, up to the end of a document; the text itself if it is no longer."""
+def beginning(it: settings.Setting, text: Path) -> Path:
+    """Return the first `CHARACTERS` of a text, up to the end of a document or line; the text itself if no longer."""
     with lzma.open(text, "rt", encoding="utf-8") if text.suffix == ".xz" else text.open(encoding="utf-8") as file:
         head = file.read(CHARACTERS + 1)
     if len(head) <= CHARACTERS:
         return text
-    path = it.work / "texts" / f"beginning-of-{text.name.removesuffix('.xz')}"
+    digest = hashlib.sha256(head.encode()).hexdigest()[:12]  # another text of the same name is another text
+    path = it.work / "texts" / f"beginning-of-{digest}-{text.name.removesuffix('.xz')}"
     if not path.exists():
-        regimes.write(path, head[: head.rindex("\n\n")] + "\n")
+        ends = [at for at in (head.rfind("\n\n"), head.rfind("\n"), CHARACTERS) if at > 0]
+        regimes.write(path, head[: ends[0]] + "\n")
     return path
 
 
@@ -136,7 +140,7 @@ def by_stage(rows: Sequence[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
     """Sort rows into their stages, these by regime and step."""
 
     def place(stage: str) -> tuple[int, int]:
-        return regimes.NAMES.index(regime_of(stage)), step_of(stage)
+        return settings.NAMES.index(regime_of(stage)), step_of(stage)
 
     return {
         name: [row for row in rows if row["stage"] == name] for name in sorted({r["stage"] for r in rows}, key=place)

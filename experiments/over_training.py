@@ -33,6 +33,7 @@ import ledger
 import measuring
 import over_training_figures
 import regimes
+import settings
 
 RATE = 15
 OTHER_RATES = {"scratch": (10, 20, 30, 40, 50), "adapted": (10, 20, 30, 40, 50), "published": (30,)}
@@ -164,7 +165,7 @@ def columns(estimates: Mapping[str, Any]) -> dict[str, Any]:
     return {**measuring.columns(estimates), "unresolved": reasons}
 
 
-def units(it: regimes.Setting) -> list[ledger.Unit]:
+def units(it: settings.Setting) -> list[ledger.Unit]:
     """Return what is to be done: each stage at each mask rate."""
     found = [stage for _, stage in measuring.pick(it, {"scratch": (0, 4)} if it.quick else PLACES)]
     pairs = [(stage, RATE) for stage in found]
@@ -181,20 +182,20 @@ def units(it: regimes.Setting) -> list[ledger.Unit]:
     ]
 
 
-def book(it: regimes.Setting) -> Book:
+def book(it: settings.Setting) -> Book:
     """Return the numbers of this experiment."""
     return Book(Path(it.figures) / "over_training.csv")
 
 
-def draw(it: regimes.Setting) -> None:
+def draw(it: settings.Setting) -> None:
     """Draw what the numbers say, and say it."""
     over_training_figures.draw(book(it).rows(), book(it).layers.rows(), Path(it.figures))
 
 
-def measure_all(it: regimes.Setting) -> None:
+def measure_all(it: settings.Setting) -> None:
     """Measure what is missing."""
     ledger.run(book(it), units(it), it.jobs)
 
 
 if __name__ == "__main__":
-    regimes.cleanly(lambda: regimes.measure_and_draw(__doc__, measure_all, draw))
+    settings.cleanly(lambda: settings.measure_and_draw(__doc__, measure_all, draw))

@@ -10,7 +10,7 @@ import drawing
 import matplotlib as mpl
 import measuring
 import numpy as np
-import regimes
+import settings
 
 Rows = list[dict[str, str]]
 
@@ -51,7 +51,9 @@ def _sorted(totals: Rows, layers: Rows) -> dict[str, dict[str, Rows]]:
     return {
         "over_training": at_rate,
         "over_training_ceilings": at_rate,
-        "over_training_rates": {name: rows for name, rows in every if len({row["mask_rate"] for row in rows}) > 1},
+        "over_training_rates": {
+            name: rows for name, rows in every if any(len(own) > 1 for own in _by_stage(rows).values())
+        },
         "over_training_layers": _by_regime([row for row in layers if at_rate and row["mask_rate"] == _RATE]),
     }
 
@@ -61,7 +63,7 @@ def _by_regime(rows: Rows) -> dict[str, Rows]:
     found: dict[str, Rows] = {}
     for row in sorted(rows, key=lambda row: (measuring.step_of(row["stage"]), int(row["mask_rate"]))):
         found.setdefault(measuring.regime_of(row["stage"]), []).append(row)
-    return dict(sorted(found.items(), key=lambda pair: regimes.NAMES.index(pair[0])))
+    return dict(sorted(found.items(), key=lambda pair: settings.NAMES.index(pair[0])))
 
 
 def _number(row: dict[str, str], name: str) -> float:
@@ -105,15 +107,11 @@ def ceilings_sentence(at_rate: dict[str, Rows]) -> str:
     """
     parts = []
     for regime, rows in at_rate.items():
-        best = [max((_number(r, f"factor_{name}_low"), name) for name in _CEILINGS) for r in rows if _measured(r)]
-        worth = [name for low, name in best if low > _WORTH]
-        names = [_CEILINGS[name] for name in _CEILINGS if name in worth]
-        parts.append(f"{len(worth)} of {len(best)} stages of {regime}" + f" ({', '.join(names)})" * bool(names))
+        worth = [{name for name in _CEILINGS if _number(row, f"factor_{name}_low") > _WORTH} for row in rows]
+        names = [text for name, text in _CEILINGS.items() if any(name in some for some in worth)]
+        some = sum(map(bool, worth))
+        parts.append(f"{some} of {len(rows)} stages of {regime}" + f" ({', '.join(names)})" * bool(names))
     return f"Some remedy can make the variance more than {_WORTH} times smaller at " + "; ".join(parts)
-
-
-def _measured(row: dict[str, str]) -> bool:
-    return all(row.get(f"factor_{name}_low") for name in _CEILINGS)
 
 
 def rates_sentence(rates: dict[str, Rows]) -> str:
@@ -127,13 +125,12 @@ def rates_sentence(rates: dict[str, Rows]) -> str:
     """
     parts = []
     for rows in rates.values():
-        several = [stage for stage, own in _by_stage(rows).items() if len(own) > 1]
-        own = _by_stage(rows)[several[-1]]
-        low, high = own[0], own[-1]
-        parts.append(
-            f"{_percent(low, 'share')} at {low['mask_rate']} % and {_percent(high, 'share')} at {high['mask_rate']} % "
-            f"masked in {several[-1]}"
-        )
+        several = [(stage, own) for stage, own in _by_stage(rows).items() if len(own) > 1]
+        for stage, (low, *_, high) in several[-1:]:
+            parts.append(
+                f"{_percent(low, 'share')} at {low['mask_rate']} % and {_percent(high, 'share')} at "
+                f"{high['mask_rate']} % masked in {stage}"
+            )
     return "The masks' share of the variance is " + "; ".join(parts)
 
 

@@ -36,6 +36,7 @@ import ledger
 import measuring
 import proposals_figures
 import regimes
+import settings
 
 if TYPE_CHECKING:
     from gradvar.huggingface.masked_lm import MaskedLM
@@ -143,17 +144,17 @@ def rows_of(found: Comparison, first: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def book(it: regimes.Setting) -> ledger.Ledger:
+def book(it: settings.Setting) -> ledger.Ledger:
     """Return the numbers of this experiment."""
     return ledger.Ledger(it.figures / "proposals.csv")
 
 
-def draw(it: regimes.Setting) -> None:
+def draw(it: settings.Setting) -> None:
     """Draw what is there, and say what was found."""
     proposals_figures.draw(book(it).rows(), it.figures)
 
 
-def measure_all(it: regimes.Setting) -> None:
+def measure_all(it: settings.Setting) -> None:
     """Measure what is missing."""
     units = []
     for _, stage in measuring.pick(it, measuring.last_of(POSITIONS) if it.quick else POSITIONS):
@@ -163,4 +164,4 @@ def measure_all(it: regimes.Setting) -> None:
 
 
 if __name__ == "__main__":
-    regimes.cleanly(lambda: regimes.measure_and_draw(__doc__, measure_all, draw))
+    settings.cleanly(lambda: settings.measure_and_draw(__doc__, measure_all, draw))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,30 @@ def findings(rows: Rows) -> list[str]:
     return lines
 
 
+def less_variance(rows: Rows) -> str:
+    """Say in a sentence which weights leave clearly less variance than uniform masks."""
+    kinds = {
+        "true norms in exact weights": _clear(rows, "oracle", EXACT),
+        "true norms in weights of positions": _clear(rows, "oracle", POSITIONS),
+        "a MAPNet in exact weights": _clear(rows, "mapnet", EXACT),
+        "a MAPNet in weights of positions": _clear(rows, "mapnet", POSITIONS),
+    }
+    return "Clearly less variance than uniform masks: " + "; ".join(f"{kind} {cases}" for kind, cases in kinds.items())
+
+
+def at_equal_cost(rows: Rows) -> str:
+    """Say in a sentence what is worth more than its cost."""
+    many = Counter(measuring.regime_of(stage) for stage in proposals(rows))
+    found = [
+        f"{', '.join(arm for arm, _ in arms)} ({regime}, {many[regime]} stage{'s' * (many[regime] > 1)})"
+        for regime, arms in paying(rows).items()
+        if arms
+    ]
+    verb = "beat" if sum(map(len, paying(rows).values())) > 1 else "beats"
+    named = "; ".join(found) or "no arm"
+    return f"At equal cost {named} {verb} uniform masks at all stages of a regime (by chance, up to two arms would)"
+
+
 def _clear(rows: Rows, score: str, kind: str) -> str:
     """Say in how many cases, an arm at a stage, the variance is clearly below that of uniform masks; by how much."""
     some = [row for row in rows if row["kind"] == "proposal" and row["score"] == score and group(row) == kind]
@@ -177,15 +202,9 @@ def variance_figure(rows: Rows, stages: dict[str, list[dict[str, str]]], titles:
                 panel.vlines(1 - ceiling, min(places) - 0.5, max(places) + 0.5, drawing.GREY, "dashed", linewidth=1)
     for panel, name in zip(axes[0], stages, strict=True):
         panel.set_title(titles[name], fontsize=8)
-    kinds = {
-        "true norms in exact weights": _clear(rows, "oracle", EXACT),
-        "true norms in weights of positions": _clear(rows, "oracle", POSITIONS),
-        "a MAPNet in exact weights": _clear(rows, "mapnet", EXACT),
-        "a MAPNet in weights of positions": _clear(rows, "mapnet", POSITIONS),
-    }
     _head(
         made,
-        "Clearly less variance than uniform masks: " + "; ".join(f"{kind} {cases}" for kind, cases in kinds.items()),
+        less_variance(rows),
         "variance over that of uniform masks, 95 % interval; dashed: the least that each kind of weights could reach",
         width,
     )
@@ -211,11 +230,9 @@ def cost_figure(rows: Rows, stages: dict[str, list[dict[str, str]]], titles: dic
         _dots(panel, aligned, arms, "batch_gain_at_batch", None)
         _dots(panel, others, arms, "efficiency_at_batch", None, marker="D")
         panel.set_title(titles[name], fontsize=8)
-    found = [f"{', '.join(arm for arm, _ in arms)} ({regime})" for regime, arms in paying(rows).items() if arms]
     _head(
         made,
-        f"At equal cost {'; '.join(found) or 'no arm'} {'beat' if found else 'beats'} uniform masks at all stages of a "
-        "regime",
+        at_equal_cost(rows),
         "worth at equal cost, batch of 256, 95 % interval: by alignment (dots), by mean squared error where that is "
         "not resolved (diamonds); grey bars: by mean squared error, scores for nothing",
         width,

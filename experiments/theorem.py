@@ -41,6 +41,7 @@ import measuring
 import numpy as np
 import ratio
 import regimes
+import settings
 import theorem_figure
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ def _row(batch: int, masks: int, count: int, value: Any, low: Any, high: Any) ->
     return dict(zip(names, (batch, masks, count, value, low, high), strict=True))
 
 
-def units(it: regimes.Setting) -> list[ledger.Unit]:
+def units(it: settings.Setting) -> list[ledger.Unit]:
     """Return what is to be done: for each stage, both predictions and each kind of batch."""
     size, found = QUICK if it.quick else Size(), []
     wanted = {"adapted": (0,)} if it.quick else STAGES
@@ -230,20 +231,20 @@ def units(it: regimes.Setting) -> list[ledger.Unit]:
     return found
 
 
-def book(it: regimes.Setting) -> ledger.Ledger:
+def book(it: settings.Setting) -> ledger.Ledger:
     """Return the numbers of this experiment."""
     return ledger.Ledger(Path(it.figures) / "theorem.csv")
 
 
-def draw(it: regimes.Setting) -> None:
+def draw(it: settings.Setting) -> None:
     """Draw what the numbers say, and say it."""
     theorem_figure.draw(book(it))
 
 
-def measure_all(it: regimes.Setting) -> None:
+def measure_all(it: settings.Setting) -> None:
     """Measure what is missing."""
     ledger.run(book(it), units(it), it.jobs)
 
 
 if __name__ == "__main__":
-    regimes.cleanly(lambda: regimes.measure_and_draw(__doc__, measure_all, draw))
+    settings.cleanly(lambda: settings.measure_and_draw(__doc__, measure_all, draw))

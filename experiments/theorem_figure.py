@@ -154,6 +154,12 @@ def findings(rows: Sequence[dict[str, str]]) -> list[str]:
     return lines + ([f"predicted again, {more[0].lower()}{more[1:]}"] if more else [])
 
 
+def headline(rows: Sequence[dict[str, str]]) -> str:
+    """Say in a sentence what each prediction that has measurements is worth."""
+    told = [_short(title, found) for part, title in PARTS.items() if (found := read(rows, part))]
+    return f"The variance of batches: {'; '.join(told)}."
+
+
 def draw(book: ledger.Ledger) -> None:
     """Draw the figure beside the numbers, as far as they go; print the verdict.
 
@@ -180,7 +186,7 @@ def draw(book: ledger.Ledger) -> None:
         axis.set_xlabel("K, masks of a sentence")
     axes[0][0].set_ylabel("variance × B, in variances of one cell")
     made.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    drawing.headline(made, "; ".join(_short(*each) for each in every.items()))
+    drawing.headline(made, headline(book.rows()))
     drawing.save(made, book.path.with_suffix(""))
 
 

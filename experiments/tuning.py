@@ -14,10 +14,15 @@ of the steps, on a straight line between evaluations. None of these seeds is use
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import arms
 import ledger
 import numpy as np
 import regimes
+import settings
+
+from gradvar import GradvarError
 
 GRIDS = {
     "scratch": (1.06e-3, 1.5e-3, 2.12e-3),
@@ -32,12 +37,12 @@ AT = 0.6
 """Part of the steps whose loss is the target: an arm may take two thirds longer than uniform masks and get there."""
 
 
-def book(it: regimes.Setting) -> ledger.Ledger:
+def book(it: settings.Setting) -> ledger.Ledger:
     """Return the numbers of this experiment."""
     return ledger.Ledger(it.figures / "tuning.csv")
 
 
-def tuned(it: regimes.Setting, regime: str, arm: str) -> float | None:
+def tuned(it: settings.Setting, regime: str, arm: str) -> float | None:
     """Return the learning rate of an arm, of the control the second best of uniform masks; None where not tuned yet."""
     ends = _ends(it, regime, arms.BASELINE if arm == arms.CONTROL else arm)
     grid = _grid(it, regime)
@@ -47,19 +52,31 @@ def tuned(it: regimes.Setting, regime: str, arm: str) -> float | None:
     return order[min(1, len(order) - 1) if arm == arms.CONTROL else 0]
 
 
-def target(it: regimes.Setting, regime: str) -> float | None:
+def rates(it: settings.Setting, regime: str, names: Iterable[str]) -> dict[str, float]:
+    """Return the learning rates of some arms of a regime.
+
+    Raises:
+        GradvarError: If one is not tuned yet.
+    """
+    found = {arm: tuned(it, regime, arm) for arm in names}
+    if missing := [arm for arm, rate in found.items() if rate is None]:
+        raise GradvarError(f"{regime}: no learning rate of {'; '.join(missing)}; run experiments/tuning.py first")
+    return {arm: rate for arm, rate in found.items() if rate is not None}
+
+
+def target(it: settings.Setting, regime: str) -> float | None:
     """Return the target loss of a regime; None where it is not known yet."""
-    curves = _curves(it, regime, arms.BASELINE, "target")
-    if len(curves) < len(TARGET_SEEDS):
+    curves, rate = _curves(it, regime, arms.BASELINE, "target"), tuned(it, regime, arms.BASELINE)
+    if rate is None or any((rate, seed) not in curves for seed in TARGET_SEEDS):
         return None
     found = []
-    for rows in curves.values():
+    for rows in (curves[rate, seed] for seed in TARGET_SEEDS):
         steps, losses = (np.array([float(row[name]) for row in rows]) for name in ("step", "loss"))
         found.append(float(np.interp(AT * steps[-1], steps, losses)))
     return float(np.mean(found))
 
 
-def _curves(it: regimes.Setting, regime: str, arm: str, what: str) -> dict[tuple[float, int], list[dict[str, str]]]:
+def _curves(it: settings.Setting, regime: str, arm: str, what: str) -> dict[tuple[float, int], list[dict[str, str]]]:
     found: dict[tuple[float, int], list[dict[str, str]]] = {}
     for row in book(it).rows():
         if (row["regime"], row["arm"], row["what"]) == (regime, arm, what):
@@ -67,14 +84,14 @@ def _curves(it: regimes.Setting, regime: str, arm: str, what: str) -> dict[tuple
     return found
 
 
-def _ends(it: regimes.Setting, regime: str, arm: str) -> dict[float, float]:
+def _ends(it: settings.Setting, regime: str, arm: str) -> dict[float, float]:
     """Return the last loss by learning rate; that of a run that diverged is infinite."""
     curves = _curves(it, regime, arm, "rate")
     ends = {rate: float(rows[-1]["loss"] or "inf") for (rate, _), rows in curves.items()}
     return {rate: end if np.isfinite(end) else np.inf for rate, end in ends.items()}
 
 
-def _grid(it: regimes.Setting, regime: str) -> tuple[float, ...]:
+def _grid(it: settings.Setting, regime: str) -> tuple[float, ...]:
     return GRIDS[regime][: 1 if it.quick else None]
 
 
@@ -86,7 +103,7 @@ def _beyond(ends: dict[float, float], grid: tuple[float, ...]) -> float | None:
     return best * grid[0] / grid[1] if best == grid[0] else best * grid[-1] / grid[-2]
 
 
-def _unit(it: regimes.Setting, regime: str, arm: str, rate: float, what: str, seed: int) -> ledger.Unit:
+def _unit(it: settings.Setting, regime: str, arm: str, rate: float, what: str, seed: int) -> ledger.Unit:
     steps = regimes.recipe(it, regime, seed).training.steps
     part = PART[regime] if what == "rate" else 1.0
     key = {"regime": regime, "arm": arm, "what": what, "learning_rate": rate, "seed": seed}
@@ -94,7 +111,7 @@ def _unit(it: regimes.Setting, regime: str, arm: str, rate: float, what: str, se
     return ledger.Unit(key, arms.race, (it, regime, arm, seed, values))
 
 
-def measure(it: regimes.Setting, names: list[str]) -> None:
+def measure(it: settings.Setting, names: list[str]) -> None:
     """Tune all arms of some regimes, and find their targets."""
     every = [(regime, arm) for regime in names for arm in arms.ARMS[regime] if arm != arms.CONTROL]
     grid = [_unit(it, regime, arm, rate, "rate", SEED) for regime, arm in every for rate in _grid(it, regime)]
@@ -114,7 +131,7 @@ def measure(it: regimes.Setting, names: list[str]) -> None:
 
 def main() -> None:
     """Measure what is missing, and say what was found."""
-    it, drawing = regimes.setting(__doc__)
+    it, drawing = settings.setting(__doc__)
     names = arms.wanted(it)
     if not drawing:
         measure(it, names)
@@ -125,4 +142,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    regimes.cleanly(main)
+    settings.cleanly(main)

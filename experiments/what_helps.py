@@ -15,7 +15,9 @@ end. Masks that are stratified over epochs are uniform in every step, so their p
 Added when the first numbers were there: tau of the gains before they are divided by the cost of a step, and of how many
 times fewer steps the target took. Predicted gain and realised speed are divided by the same measured cost, which alone
 makes them agree to a degree; these two share nothing that was measured. The stages of *published* come from two
-reference runs of one recipe and seed, on a GPU and on the CPU, as the provenance says.
+reference runs of one recipe and seed, on a GPU and on the CPU, as the provenance says. The interval of a predicted gain
+over cost reaches over the costs of all rounds, as that of the realised speed does. In *scratch* a MAPNet is fitted to
+part of the text that its gain is measured on, as in the race, where it learns from what it is used on.
 
     python experiments/what_helps.py --train TRAIN --valid VALID --glue GLUE
 """
@@ -34,6 +36,7 @@ import ledger
 import measuring
 import numpy as np
 import regimes
+import settings
 from scipy import stats
 
 GROUPS, CELLS = 24, 32
@@ -46,12 +49,12 @@ SENTENCES = {"scratch": 16384, "adapted": 640, "published": 640, "mini": 16384}
 _TICKS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.4, 1.6, 2)
 
 
-def book(it: regimes.Setting) -> ledger.Ledger:
+def book(it: settings.Setting) -> ledger.Ledger:
     """Return the numbers of this experiment."""
     return ledger.Ledger(it.figures / "what_helps.csv")
 
 
-def measure_stage(it: regimes.Setting, regime: str, stage: regimes.Stage, batch: int) -> ledger.Found:
+def measure_stage(it: settings.Setting, regime: str, stage: regimes.Stage, batch: int) -> ledger.Found:
     """Measure the batch gains of all arms at one stage.
 
     Args:
@@ -94,7 +97,7 @@ def measure_stage(it: regimes.Setting, regime: str, stage: regimes.Stage, batch:
     return ledger.Found(rows, text.name, stage.sha256)
 
 
-def _mapnet(it: regimes.Setting, regime: str, objective: Any) -> tuple[Any, str]:
+def _mapnet(it: settings.Setting, regime: str, objective: Any) -> tuple[Any, str]:
     """Fit a MAPNet; return it with the proposal by which it is to be used for single positions."""
     from gradvar.fitting import Options, fit_mapnet
 
@@ -134,8 +137,12 @@ def group_means(objective: Any, blocks: list[np.ndarray], masks: int) -> np.ndar
     return np.stack(found)
 
 
-def predicted(it: regimes.Setting, regime: str) -> dict[str, tuple[float, float, float]]:
-    """Return gain over cost by arm: the geometric mean over stages, with an interval from those of the stages."""
+def predicted(it: settings.Setting, regime: str) -> dict[str, tuple[float, float, float]]:
+    """Return gain over cost by arm: the geometric mean over stages, with its interval.
+
+    From the lower end of the gain (from the stages' own intervals) at the highest cost of the rounds to its upper end
+    at the lowest.
+    """
     logs: dict[str, list[tuple[float, float] | None]] = {}
     for row in book(it).rows():
         if row["regime"] == regime:
@@ -153,8 +160,10 @@ def predicted(it: regimes.Setting, regime: str) -> dict[str, tuple[float, float,
         known = [part for part in parts if part is not None]
         if arm in costs and len(known) == len(parts):
             middle, errors = np.array(known).T
-            centre, error = middle.mean() - np.log(costs[arm][0]), np.sqrt((errors**2).sum()) / len(errors)
-            found[arm] = tuple(np.exp([centre, centre - 1.96 * error, centre + 1.96 * error]).tolist())
+            centre, reach = middle.mean(), 1.96 * np.sqrt((errors**2).sum()) / len(errors)
+            cheap, dear = costs[arm][1:]
+            ends = np.exp([centre, centre - reach, centre + reach]) / (costs[arm][0], dear, cheap)
+            found[arm] = tuple(ends.tolist())
     return found
 
 
@@ -166,7 +175,7 @@ class Point:
         arm: Its name.
         gain: Predicted batch gain over cost, with its interval.
         speed: How much sooner than uniform masks it was, with its interval.
-        bound: Whether that is but a bound, as some of its runs never got there.
+        bound: ``>`` or ``<`` where that is but a bound, as some runs never got there; empty otherwise.
         loss: Difference of its losses at the end to uniform masks'.
         costs: Of its step, beside uniform masks', by which gain and speed are divided; not the same where the race left
             a MAPNet unused.
@@ -175,28 +184,28 @@ class Point:
     arm: str
     gain: tuple[float, float, float]
     speed: tuple[float, float, float]
-    bound: bool
+    bound: str
     loss: float
     costs: tuple[float, float] = (1.0, 1.0)
 
 
-def both(it: regimes.Setting, regime: str) -> list[Point]:
+def both(it: settings.Setting, regime: str) -> list[Point]:
     """Return the arms of which both is known."""
     gains, costs = predicted(it, regime), cost.ratios(it, regime)
     found = []
     for one in convergence.standings(it, regime):
-        if one.arm in gains:
+        if one.arm in gains and one.seconds.resolved:
             low, high = one.ends
-            known, middle = one.seconds.low == one.seconds.high, one.seconds.low or one.seconds.high
-            ends = (1 / middle, 0.0 if np.isinf(high) else 1 / high, 1 / low if low > 0 else np.inf)
-            found.append(Point(one.arm, gains[one.arm], ends, not known, one.loss[0], (costs[one.arm][0], one.cost[0])))
+            ends = (1 / one.middle, 0.0 if np.isinf(high) else 1 / high, 1 / low if low > 0 else np.inf)
+            bound = {"": "", "<": ">", ">": "<"}[one.bound]
+            found.append(Point(one.arm, gains[one.arm], ends, bound, one.loss[0], (costs[one.arm][0], one.cost[0])))
     return found
 
 
-def left_out(it: regimes.Setting, regime: str) -> list[str]:
-    """Return the arms whose gain is not resolved at every stage."""
-    gains = predicted(it, regime)
-    return [one.arm for one in convergence.standings(it, regime) if one.arm not in (*gains, arms.CONTROL)]
+def left_out(it: settings.Setting, regime: str) -> list[str]:
+    """Return the arms whose gain is not resolved at every stage, or whose speed has no bound."""
+    known = [point.arm for point in both(it, regime)]
+    return [one.arm for one in convergence.standings(it, regime) if one.arm not in (*known, arms.CONTROL)]
 
 
 def agreement(points: list[Point]) -> dict[str, tuple[float, float]]:
@@ -217,7 +226,7 @@ def agreement(points: list[Point]) -> dict[str, tuple[float, float]]:
     return {what: (float(tau.statistic), float(tau.pvalue)) for what, tau in taus.items()}
 
 
-def finding(it: regimes.Setting) -> str:
+def finding(it: settings.Setting) -> str:
     """Say what the picture shows."""
     said = []
     for regime in arms.ARMS:
@@ -231,7 +240,7 @@ def finding(it: regimes.Setting) -> str:
     return f"Predicted gains and realised speeds: {'; '.join(said)}."
 
 
-def draw(it: regimes.Setting) -> None:
+def draw(it: settings.Setting) -> None:
     """Draw realised speed against predicted gain, a panel a regime."""
     shown = {regime: points for regime in arms.ARMS if len(points := both(it, regime)) >= FEWEST}
     if not shown:
@@ -242,7 +251,12 @@ def draw(it: regimes.Setting) -> None:
             colour = drawing.COLOURS[number % len(drawing.COLOURS)]
             (x, left, right), (y, below, above) = point.gain, point.speed
             up = 0.0 if point.bound or np.isinf(above) else above - y
-            style = {"marker": "v" if point.bound else "o", "markersize": 4, "color": colour, "linewidth": 1}
+            style = {
+                "marker": {"": "o", "<": "v", ">": "^"}[point.bound],
+                "markersize": 4,
+                "color": colour,
+                "linewidth": 1,
+            }
             label = f"{number + 1}  {point.arm}"
             axis.errorbar(x, y, [[y - below], [up]], [[x - left], [right - x]], label=label, **style)
             axis.annotate(str(number + 1), (x, y), (4, 3), textcoords="offset points", fontsize=8, color=colour)
@@ -265,8 +279,8 @@ def draw(it: regimes.Setting) -> None:
 
 def main() -> None:
     """Measure what is missing, and draw."""
-    it, drawing_alone = regimes.setting(__doc__)
-    names = arms.wanted(it)
+    it, drawing_alone = settings.setting(__doc__)
+    names = arms.wanted(it, stages=True)
     if not drawing_alone:
         units = []
         for _, stage in measuring.pick(it, dict.fromkeys(names, STAGES[:1] if it.quick else STAGES)):
@@ -282,4 +296,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    regimes.cleanly(main)
+    settings.cleanly(main)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import ledger
 import pytest
-import regimes
+import settings
 
 import figures
 
@@ -69,7 +69,7 @@ def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures")
     for path in FIGURES.glob("*.csv"):
         shutil.copy(path, folder)
-    it = regimes.setting("", ["--draw", "--figures", str(folder)])[0]
+    it = settings.setting("", ["--draw", "--figures", str(folder)])[0]
     for each in figures.EXPERIMENTS:
         each.module.draw(it)
     (folder / figures.GALLERY).write_text(figures.gallery(it), encoding="utf-8")
@@ -77,7 +77,7 @@ def drawn(tmp_path_factory):
 
 
 def test_the_tables_of_the_pages_are_those_of_the_numbers(tmp_path):
-    it = regimes.setting("", ["--draw", "--figures", str(FIGURES)])[0]
+    it = settings.setting("", ["--draw", "--figures", str(FIGURES)])[0]
     for page, parts in figures.tables.PAGES.items():
         if (ROOT / "docs" / page).exists():
             shutil.copy(ROOT / "docs" / page, tmp_path)

@@ -157,12 +157,20 @@ def test_units_with_other_columns_go_together(book):
 
 
 def test_the_provenance_names_files_without_their_places(book, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["/home/me/experiments/race.py", "--train", "/data/text.txt", "--jobs", "2"])
+    monkeypatch.setattr(sys, "argv", ["/home/me/experiments/race.py", "--train", "/data/text.txt", "--jobs=2"])
     book.add({"seed": 0}, found(1), 12.4)
     row = ledger._read(book.provenance)[0]
-    assert row["command"] == "python experiments/race.py --train text.txt --jobs 2"
+    assert row["command"] == "python experiments/race.py --train text.txt --jobs=2"
     assert (row["seed"], row["data"], row["checkpoint"], row["seconds"]) == ("0", "text.txt", "0123", "12")
     assert row["versions"].startswith("python ")
+    monkeypatch.setattr(sys, "argv", ["race.py", "--train=/data/texts/", "--draw"])
+    assert ledger.command() == "python experiments/race.py --train=texts --draw"
+
+
+def test_a_unit_that_was_done_twice_is_there_once(book):
+    for value, key in ((1, {"seed": 0}), (2, {"seed": 0, "arm": "x"}), (3, {"seed": 0})):
+        book.add(key, ledger.Found([{"a": value}]), float(value))
+    assert sorted(row["seconds"] for row in ledger._read(book.provenance)) == ["2", "3"]
 
 
 def test_what_another_machine_has_done_is_taken_over_once(book, tmp_path):

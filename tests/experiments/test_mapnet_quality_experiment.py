@@ -6,6 +6,7 @@ import mapnet_quality as quality
 import measuring
 import pytest
 import regimes
+import settings
 
 from gradvar.fitting import Options
 from tests import cases
@@ -39,7 +40,7 @@ def test_choices_differ_from_the_default_in_one_thing():
     ("quick", "seeds", "expected"), [(False, 8, 3 + 3 + 2 + 14), (False, 1, 3 + 14), (True, 8, 3 + 3)]
 )
 def test_units_are_of_every_stage_and_choices_of_two(tmp_path, quick, seeds, expected):
-    it = regimes.Setting(*[tmp_path] * 6, 1, seeds, quick)
+    it = settings.Setting(*[tmp_path] * 6, 1, seeds, quick)
     places = ((1, "scratch@1"), (4, "scratch@8"), (0, "adapted@0"))
     found = quality.units(it, [(at, regimes.Stage(name, *[tmp_path] * 3, 16)) for at, name in places])
     default = [unit.key for unit in found if quality.DEFAULT.items() <= unit.key.items()]
@@ -88,6 +89,14 @@ def test_a_stage_is_judged_by_all_its_seeds():
 
 def test_a_choice_differs_beyond_all_seeds_and_with_its_interval():
     assert figures.differing(ROWS[2:8]) == {"loss kl": "worse"}
+
+
+def test_findings_tell_stages_together_and_what_is_not_resolved():
+    lines = figures.findings(ROWS)
+    assert "MAPNet tells nothing of the optimum at scratch@1, scratch@8" in lines
+    assert "not resolved at published@0" in lines
+    equal = [row("scratch@1", share=(-0.5, -0.3, -0.1)), row("scratch@1", loss="kl", share=(-1e-16, 1e-16, 1e-15))]
+    assert figures.differing(equal) == {"loss kl": "better, by equal scores,"}
     assert figures.differing(ROWS[:2]) == {"target loss": "better"}
     assert figures.differing(ROWS[4:8]) == {}  # nothing to compare with
 
@@ -107,7 +116,11 @@ def test_the_figure_has_the_same_bytes_every_time(drawn, tmp_path):
 
 def test_titles_say_what_was_found(drawn):
     shown = (drawn / "mapnet_quality.svg").read_text(encoding="utf-8")
-    for title in ("removes 10 to 60 %", "scratch@8: worse than the default:", "adapted@0: better than the default:"):
+    for title in (
+        "10 to 60 % of what weights",
+        "scratch@8: worse than the default:",
+        "adapted@0: better than the default:",
+    ):
         assert title in shown
 
 

@@ -2,9 +2,12 @@
 
 import lzma
 
+import arms
 import measuring
 import pytest
 import regimes
+import scaling
+import settings
 
 from gradvar import Estimate, GradvarError
 
@@ -12,7 +15,7 @@ WANTED = {"scratch": (1, 4), "adapted": (0,), "published": (0,)}
 
 
 def setting(folder, only=(), quick=False):
-    return regimes.Setting(*[folder] * 6, 1, 1, quick, tuple(only))
+    return settings.Setting(*[folder] * 6, 1, 1, quick, tuple(only))
 
 
 @pytest.fixture
@@ -66,10 +69,11 @@ def test_a_long_text_is_cut_at_a_document(tmp_path, monkeypatch):
     path = tmp_path / "long.txt.xz"
     with lzma.open(path, "wt", encoding="utf-8") as file:
         file.write("one\ntwo\n\nthree\n\nfour five\n")
-    for most, kept in ((18, "one\ntwo\n\nthree\n"), (10, "one\ntwo\n")):
+    for most, kept in ((18, "one\ntwo\n\nthree\n"), (10, "one\ntwo\n"), (6, "one\n"), (2, "on\n")):
         monkeypatch.setattr(measuring, "CHARACTERS", most)
-        cut = measuring.beginning(setting(tmp_path / str(most)), path)
-        assert (cut.name, cut.read_text()) == ("beginning-of-long.txt", kept)
+        cut = measuring.beginning(setting(tmp_path), path)  # by another name, though the text is the same file
+        assert cut.name.endswith("-long.txt")
+        assert cut.read_text() == kept
     monkeypatch.setattr(measuring, "CHARACTERS", 26)
     assert measuring.beginning(setting(tmp_path), path) == path
 
@@ -92,3 +96,25 @@ def test_stages_come_by_regime_and_step():
 
 def test_spans_have_no_minus_zero():
     assert [measuring.span(x) for x in ([1.0], [2.0, 1.0], [-0.01, 0.01])] == ["1.0", "1.0 to 2.0", "0.0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--only", "uniform"], "--only uniform: it is none of"),
+        (["--jobs", "-1"], "--jobs -1: give 0 or more"),
+        (["--seeds", "0"], "--seeds 0: give 1 or more"),
+    ],
+)
+def test_a_command_line_that_makes_no_sense_is_refused(words, told):
+    with pytest.raises(GradvarError, match=told):
+        settings.setting("", ["--quick", *words])
+
+
+def test_where_regimes_race_a_stage_is_refused_and_where_stages_are_measured_it_counts(tmp_path):
+    it = settings.Setting(*[tmp_path] * 6, 1, None, True, ("adapted@25", "scratch"))
+    with pytest.raises(GradvarError, match="--only adapted@25: here it is one of adapted, published, scratch, mini"):
+        arms.wanted(it)
+    assert arms.wanted(it, stages=True) == ["adapted", "scratch"]
+    with pytest.raises(GradvarError, match="--only adapted@25: here it is one of scratch, scratch-mini"):
+        scaling.units(it)

@@ -81,7 +81,9 @@ def test_sentences_say_what_the_numbers_say():
     totals, layers = numbers(5, (15,))
     assert "5 of 5 stages of scratch, falling from 80 % to 57 %" in figures.shares_sentence({"scratch": totals})
     best = figures.ceilings_sentence({"scratch": totals})
-    assert best.endswith(f"5 of 5 stages of scratch ({', '.join([figures._CEILINGS['stratification']])})")
+    assert best.endswith("5 of 5 stages of scratch (importance sampling, position weights, disjoint masks)")
+    alone = {**totals[0], "stage": "scratch@900", "mask_rate": "10"}  # two rates, but not at one stage
+    assert "over_training_rates" not in figures.sentences([*totals, alone], layers)
     assert "large (100 %) in scratch@400" in figures.layers_sentence({"scratch": layers})
 
 

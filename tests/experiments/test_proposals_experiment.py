@@ -105,6 +105,12 @@ def test_findings_count_the_stages_with_less_variance():
     assert "scratch: at equal cost no arm beats uniform masks at all stages" in lines
 
 
+def test_headlines_count_cases_and_name_what_pays():
+    assert "true norms in weights of positions in 1 of 1 cases, by 10.0 %" in figures.less_variance(ROWS)
+    assert "mapnet/pps~0.1, uniform/disjoint:2 (adapted, 1 stage) beat uniform" in figures.at_equal_cost(ROWS)
+    assert "no arm beats" in figures.at_equal_cost([row for row in ROWS if row["stage"].startswith("scratch")])
+
+
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     return draw_of(ROWS, tmp_path_factory.mktemp("drawn"))
@@ -133,14 +139,16 @@ def test_titles_say_what_was_found(drawn):
     shown = title_of(drawn / "proposals.svg")
     assert "true norms in exact weights in 1 of 3 cases, by 2.0 %" in shown
     assert "a MAPNet in weights of positions in 1 of 1 cases, by 8.0 %" in shown
-    assert "At equal cost mapnet/pps~0.1, uniform/disjoint:2 (adapted) beat" in title_of(drawn / "proposals_cost.svg")
+    assert "At equal cost mapnet/pps~0.1, uniform/disjoint:2 (adapted, 1 stage) beat" in title_of(
+        drawn / "proposals_cost.svg"
+    )
 
 
 @pytest.mark.parametrize("rows", [ROWS[:3], ROWS[-2:]], ids=["an arm", "no stage"])
 def test_a_part_of_the_rows_is_drawn(rows, tmp_path):
     figures.draw(rows, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
-    beaten = "uniform/simple@0.3 (scratch) beat" if rows == ROWS[-2:] else "no arm beats"
+    beaten = "uniform/simple@0.3 (scratch, 1 stage) beats" if rows == ROWS[-2:] else "no arm beats"
     assert f"At equal cost {beaten} uniform masks" in title_of(tmp_path / "proposals_cost.svg")
 
 

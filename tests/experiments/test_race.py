@@ -13,31 +13,34 @@ import ledger
 import numpy as np
 import pytest
 import regimes
+import settings
+import standing
 import torch
 import tuning
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
+from gradvar import GradvarError
 from gradvar.racing.times import Time
 
 ROOT = Path(__file__).parents[2]
 
 
 def setting(folder, **values):
-    return regimes.Setting(
+    return settings.Setting(
         **{"train": folder, "valid": folder, "encoder": folder, "glue": folder, "work": folder, "figures": folder,
            "jobs": 0, "seeds": 2, "quick": False, **values}
     )  # fmt: skip
 
 
 def test_holm_of_an_example_by_hand():
-    assert convergence.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert standing.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_lies_between_the_p_values_and_bonferroni(p_values):
-    corrected = convergence.holm(p_values)
+    corrected = standing.holm(p_values)
     for p, found in zip(p_values, corrected, strict=True):
         assert p <= found <= max(p, min(1, len(p_values) * p)) + 1e-12
     assert np.array_equal(np.argsort(p_values, kind="stable"), np.lexsort((p_values, corrected))) or len(
@@ -48,7 +51,7 @@ def test_holm_lies_between_the_p_values_and_bonferroni(p_values):
 def test_holm_keeps_the_family_wise_error():
     # 20,000 families of 5 true hypotheses: 5 % of them may be wrong anywhere; false alarm of this test 1e-6 (z = 4.9).
     families = np.random.default_rng(0).uniform(size=(20_000, 5))
-    wrong = np.mean([min(convergence.holm(list(family))) < 0.05 for family in families])
+    wrong = np.mean([min(standing.holm(list(family))) < 0.05 for family in families])
     assert wrong < 0.05 + 4.9 * np.sqrt(0.05 * 0.95 / 20_000)
 
 
@@ -58,18 +61,18 @@ LATE = (Time(120, inf), Time(60, 60))
 
 def test_known_times_are_compared_by_students_test():
     logs = np.log([0.8, 0.85, 0.95, 90 / 110])
-    assert convergence.p_of_times(KNOWN) == pytest.approx(stats.ttest_1samp(logs, 0).pvalue)
-    assert convergence.p_of_times([(b, a) for a, b in KNOWN]) == pytest.approx(convergence.p_of_times(KNOWN))
+    assert standing.p_of_times(KNOWN) == pytest.approx(stats.ttest_1samp(logs, 0).pvalue)
+    assert standing.p_of_times([(b, a) for a, b in KNOWN]) == pytest.approx(standing.p_of_times(KNOWN))
 
 
 def test_an_arm_that_never_gets_there_is_later_by_its_bounds():
     late = [LATE, (Time(120, inf), Time(70, 70)), (Time(90, 90), Time(65, 65))]
     lows = np.log([120 / 60, 120 / 70, 90 / 65])
     one_sided = stats.ttest_1samp(lows, 0, alternative="greater").pvalue
-    assert convergence.p_of_times(late) == pytest.approx(2 * one_sided)
-    assert convergence.p_of_times([LATE] * 5) == pytest.approx(2 * 0.5**5)  # all alike: signs alone
+    assert standing.p_of_times(late) == pytest.approx(2 * one_sided)
+    assert standing.p_of_times([LATE] * 5) == pytest.approx(2 * 0.5**5)  # all alike: signs alone
     never = (Time(120, inf), Time(120, inf))
-    assert convergence.p_of_times([*KNOWN, never]) == 1.0
+    assert standing.p_of_times([*KNOWN, never]) == 1.0
 
 
 def test_bounds_give_no_more_false_alarms_than_the_level():
@@ -80,14 +83,14 @@ def test_bounds_give_no_more_false_alarms_than_the_level():
         shared = rng.normal(0, 0.2, size=(6, 1))
         times = np.exp(shared + rng.normal(0, 0.2, size=(6, 2)))
         pairs = [[Time(t, t) if t < 1.13 else Time(1.13, inf) for t in pair] for pair in times]
-        alarms += convergence.p_of_times([tuple(pair) for pair in pairs]) < 0.05
+        alarms += standing.p_of_times([tuple(pair) for pair in pairs]) < 0.05
     assert alarms / 4000 < 0.05 + 4 * np.sqrt(0.05 * 0.95 / 4000)
 
 
 def test_a_run_that_diverged_ends_worse():
     ended = np.array([0.1, np.inf, 0.2, np.inf, np.nan])
-    assert convergence.p_of(ended) == pytest.approx(2 * 0.5**4)
-    assert convergence._mean(ended[:2]) == (inf, -inf, inf)
+    assert standing.p_of(ended) == pytest.approx(2 * 0.5**4)
+    assert standing.mean_interval(ended[:2]) == (inf, -inf, inf)
 
 
 def curve(*losses):
@@ -96,46 +99,46 @@ def curve(*losses):
 
 def test_an_arm_that_costs_more_is_later_by_as_much():
     uniform = {seed: curve(3.0, 2.0 + 0.01 * seed, 1.0) for seed in range(3)}
-    found = convergence.standing("scratch", "x", uniform, uniform, 1.5, (1.25, 1.2, 1.3))
+    found = standing.standing("scratch", "x", uniform, uniform, 1.5, (1.25, 1.2, 1.3))
     assert (found.steps.low, found.steps.high) == (1.0, 1.0)
     assert found.seconds.low == pytest.approx(1.25)
     assert found.ends == pytest.approx((1.2, 1.3))
     assert found.p_sooner == pytest.approx(2 * 0.5**3)
     assert found.loss == (0.0, 0.0, 0.0)
     assert found.p_better == 1.0
-    unsure = convergence.standing("scratch", "x", uniform, uniform, 1.5, (1.25, 0.9, 1.3))
+    unsure = standing.standing("scratch", "x", uniform, uniform, 1.5, (1.25, 0.9, 1.3))
     assert unsure.p_sooner == 1.0  # it is sooner at one cost and later at another
 
 
 def test_only_seeds_of_both_arms_are_paired():
     own, uniform = {0: curve(2, 1), 1: curve(2, 0.5), 7: curve(9, 9)}, {0: curve(3, 2), 1: curve(3, 2), 2: curve(0, 0)}
-    found = convergence.standing("scratch", "x", own, uniform, 1.9, (1.0, 1.0, 1.0))
+    found = standing.standing("scratch", "x", own, uniform, 1.9, (1.0, 1.0, 1.0))
     assert found.pairs == 2
     assert found.loss[0] == pytest.approx(-1.25)
-    assert convergence.standing("scratch", "x", {0: own[0]}, uniform, 1.9, (1.0, 1.0, 1.0)) is None
+    assert standing.standing("scratch", "x", {0: own[0]}, uniform, 1.9, (1.0, 1.0, 1.0)) is None
 
 
 def test_what_is_smaller_than_control_and_placebo_is_no_effect():
     late = {seed: curve(3.0, 2.0, 1.0) for seed in range(12)}
 
     def named(arm, factor):
-        return convergence.standing("scratch", arm, late, late, 1.5, (factor,) * 3)
+        return standing.standing("scratch", arm, late, late, 1.5, (factor,) * 3)
 
     def twice(arm):  # as many steps again
         own = {seed: (2 * steps, losses) for seed, (steps, losses) in late.items()}
-        return convergence.standing("scratch", arm, own, late, 1.5, (1.0,) * 3)
+        return standing.standing("scratch", arm, own, late, 1.5, (1.0,) * 3)
 
     each = [named("x", 1.8), named("y", 2.5), named("z", 0.4), named("w", 0.6)]
-    sorted_ = convergence.verdicts(each)
+    sorted_ = standing.verdicts(each)
     assert [[one.arm for one in sorted_[name]] for name in sorted_] == [["z", "w"], ["x", "y"], []]
-    sorted_ = convergence.verdicts([*each, twice(arms.CONTROL)])
+    sorted_ = standing.verdicts([*each, twice(arms.CONTROL)])
     assert [[one.arm for one in sorted_[name]] for name in sorted_] == [["z"], ["y"], ["x", "w", arms.CONTROL]]
 
 
 def test_arms_that_have_not_run_count_in_the_correction():
-    assert convergence.holm([0.01, 0.04]) == pytest.approx([0.02, 0.04])
-    assert convergence.holm([0.01, 0.04], 5) == pytest.approx([0.05, 0.16])
-    assert convergence.holm([0.01, 0.04], 5) == convergence.holm([0.01, 0.04, 1, 1, 1])[:2]
+    assert standing.holm([0.01, 0.04]) == pytest.approx([0.02, 0.04])
+    assert standing.holm([0.01, 0.04], 5) == pytest.approx([0.05, 0.16])
+    assert standing.holm([0.01, 0.04], 5) == standing.holm([0.01, 0.04, 1, 1, 1])[:2]
 
 
 def test_a_mapnet_that_is_not_in_use_costs_what_it_costs_unused(tmp_path):
@@ -219,11 +222,14 @@ def test_the_interval_of_a_gain_holds_it():
 def test_the_target_is_the_loss_at_three_fifths_of_uniform_runs(tmp_path):
     it = setting(tmp_path)
     book = tuning.book(it)
-    for seed, end in ((200, 1.0), (201, 2.0)):
-        key = {"regime": "scratch", "arm": "uniform", "what": "target", "learning_rate": 1.5e-3, "seed": seed}
+    key = {"regime": "scratch", "arm": "uniform"}
+    for rate in tuning.GRIDS["scratch"]:
+        rows = [{"step": 10, "loss": abs(rate - 1.5e-3)}]
+        book.add({**key, "what": "rate", "learning_rate": rate, "seed": 200}, ledger.Found(rows), 1.0)
+    for rate, seed, end in ((1.5e-3, 200, 1.0), (1.06e-3, 201, 9.0), (1.5e-3, 201, 2.0)):
         rows = [{"step": step, "loss": 11.0 - step + end} for step in range(0, 11, 5)]
         assert tuning.target(it, "scratch") is None
-        book.add(key, ledger.Found(rows), 1.0)
+        book.add({**key, "what": "target", "learning_rate": rate, "seed": seed}, ledger.Found(rows), 1.0)
     assert tuning.target(it, "scratch") == pytest.approx(11.0 - 6.0 + 1.5)
 
 
@@ -256,7 +262,7 @@ def test_runs_with_another_rate_than_the_tuned_one_are_refused(tmp_path):
         convergence.book(it).add({"regime": "adapted", "arm": "uniform", "seed": seed}, ledger.Found([row]), 1.0)
         if seed == 0:
             assert convergence.curves(it, "adapted")["uniform"][0][1].tolist() == [1.0]
-    with pytest.raises(regimes.GradvarError, match="uniform, seed 1 was trained with another learning rate"):
+    with pytest.raises(GradvarError, match="uniform, seed 1 was trained with another learning rate"):
         convergence.curves(it, "adapted")
 
 
@@ -284,14 +290,14 @@ def test_the_spread_of_a_pair_is_pooled_over_the_arms_that_get_there(tmp_path):
 
 
 def test_a_name_that_there_is_none_of_is_refused():
-    with pytest.raises(regimes.GradvarError, match="--only scrach: it is none of scratch, mini, adapted"):
-        regimes.setting("", ["--quick", "--only", "scrach"])
+    with pytest.raises(GradvarError, match="--only scrach: it is none of scratch, mini, adapted"):
+        settings.setting("", ["--quick", "--only", "scrach"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there_is_refused():
-    with pytest.raises(regimes.GradvarError, match="torch sees 0 CUDA devices"):
-        regimes.setting("", ["--quick", "--device", "cuda"])
+    with pytest.raises(GradvarError, match="torch sees 0 CUDA devices"):
+        settings.setting("", ["--quick", "--device", "cuda"])
 
 
 def test_every_arm_is_a_recipe_and_has_a_folder_of_its_own(tmp_path):
