@@ -65,6 +65,21 @@ def winner(it: settings.Setting, regime: str) -> str | None:
 _APART = (arms.CONTROL, "oracle, weighted sets")
 
 
+def clock(it: settings.Setting, regime: str) -> float:
+    """Return how many times uniform masks' seconds the runs took on the machine that they ran on, mean over pairs."""
+    taken: dict[str, dict[str, float]] = {}
+    for row in book(it).rows():
+        if row["regime"] == regime:
+            taken.setdefault(row["seed"], {})[row["arm"]] = float(row["train_seconds"])
+    logs = [
+        np.log(seconds / each[arms.BASELINE])
+        for each in taken.values()
+        for arm, seconds in each.items()
+        if arm != arms.BASELINE and arms.BASELINE in each
+    ]
+    return float(np.exp(np.mean(logs)))
+
+
 def differences(it: settings.Setting, regime: str) -> tuple[str, np.ndarray] | None:
     """Return the winner's name, and the differences of its losses at the end to uniform masks', by seed."""
     ends: dict[str, dict[int, float]] = {}

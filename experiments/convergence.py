@@ -26,7 +26,8 @@ before the race, at a cost that is not counted (`arms.py`); in *scratch* and *mi
 published. All intervals are about seeds: the held-out text is one.
 
 Added afterwards: pairs that differ by less than rounding does (`standing.ALIKE`: the arm did what uniform masks did, at
-another cost) have no spread that Student's test could use, and are judged by the sign test.
+another cost) have no spread that Student's test could use, and are judged by the sign test. Of *scratch*, whose control
+turned out to have the better rate of the two, the page shows all arms beside the control, too, without tests.
 
     python experiments/convergence.py --train TRAIN --valid VALID --glue GLUE
 """
@@ -89,10 +90,16 @@ def used(it: settings.Setting, regime: str) -> dict[str, float]:
     return {arm: float(np.mean(list(shares.values()))) for arm, shares in last.items()}
 
 
-def standings(it: settings.Setting, regime: str) -> list[Standing]:
-    """Return where all arms of a regime stand that have run; none where target or costs are not known yet."""
+def standings(it: settings.Setting, regime: str, beside: str = arms.BASELINE) -> list[Standing]:
+    """Return where all arms of a regime stand that have run; none where target or costs are not known yet.
+
+    Args:
+        it: The setting.
+        regime: The regime.
+        beside: Beside which arm: uniform masks, or their control, whose step costs the same.
+    """
     found, target, costs = curves(it, regime), tuning.target(it, regime), cost.ratios(it, regime, used(it, regime))
-    uniform = found.get(arms.BASELINE)
+    uniform = found.get(beside)
     if uniform is None or target is None or not costs:
         return []
     without = [arm for arm in found if arm not in costs]
@@ -101,7 +108,7 @@ def standings(it: settings.Setting, regime: str) -> list[Standing]:
     every = [
         standing.standing(regime, arm, runs, uniform, target, costs[arm])
         for arm, runs in found.items()
-        if arm != arms.BASELINE
+        if arm != beside
     ]
     return [each for each in every if each is not None]
 

@@ -139,7 +139,7 @@ def draw(it: settings.Setting) -> None:
         says = f"differs from uniform: {', '.join(map(str, told))}" if told else "no arm differs from uniform"
         metric = "Matthews' correlation" if task == "cola" else "accuracy"
         drawing.finish(axis, f"{TASKS[task]}: {says}", f"{metric} × 100, a dot a seed, with the median", "")
-    axes[0][0].invert_yaxis()
+    axes[0][0].set_ylim(len(SHOWN) - 0.5, -0.5)
     drawing.save(made, it.figures / "glue")
 
 

@@ -219,8 +219,8 @@ def _ceilings(at_rate: dict[str, Rows]) -> Any:
         below.yaxis.set_major_formatter("{x:.3g}")
         drawing.finish(above, regime, "", "")
         drawing.finish(below, "", "step", "")
-    _name(axes[0], ("part of V_mask that could go", "variance, times smaller"))
-    _legend(axes[0][1])
+    _name(axes[0], ("part of V_mask that could go", "variance of one cell, times smaller"))
+    made.legend(*axes[0][1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
     return made
 
 
@@ -256,7 +256,7 @@ def _layers(by_layer: dict[str, Rows]) -> Any:
         shown[regime] = (kept, wholes, names)
     heights = [len(names) + 3 for _, _, names in shown.values()]
     made, axes = drawing.figure(
-        2, len(shown), 9, 1 + 0.19 * sum(heights), sharey="row", sharex="col", squeeze=False, height_ratios=heights
+        2, len(shown), 10, 1 + 0.19 * sum(heights), sharey="row", sharex="col", squeeze=False, height_ratios=heights
     )
     for (left, right), (regime, (kept, wholes, names)) in zip(axes, shown.items(), strict=True):
         for index, (stage, own) in enumerate(kept.items()):

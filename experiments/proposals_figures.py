@@ -178,11 +178,11 @@ def draw(rows: Rows, folder: Path) -> None:
 
 
 def variance_figure(rows: Rows, stages: dict[str, list[dict[str, str]]], titles: dict[str, str]) -> Any:
-    """Variance ratios, a column a stage: exact weights above, on an axis of their own, all others below."""
+    """Variance ratios, a column a stage: exact weights, weights of positions and others, each on an axis of its own."""
     parts, width = _parts(stages), 2.6 + 1.5 * len(stages)
     made, axes = drawing.figure(
         len(stages),
-        2,
+        len(parts),
         width,
         2.6 + 0.19 * sum(map(len, parts)),
         sharex="row",
@@ -190,16 +190,15 @@ def variance_figure(rows: Rows, stages: dict[str, list[dict[str, str]]], titles:
         squeeze=False,
         gridspec_kw={"height_ratios": [max(1, len(part)) for part in parts]},
     )
-    for of, part, reach in zip(axes, parts, ((0.9, 1.1), (0.0, 2.5)), strict=True):
+    reaches, least = ((0.89, 1.1), (0.8, 1.3), (0.0, 2.5)), ("importance", "position", "")
+    for of, part, reach, which in zip(axes, parts, reaches, least, strict=True):
         shown = [row for some in stages.values() for row in some if row["proposal"] in part]
-        limits = _limits(shown, "variance_ratio", *reach)
+        limits = _limits(shown, "variance_ratio", *reach, [1 - value for value in ceilings(rows, which).values()])
         for panel, (name, some) in zip(of, stages.items(), strict=True):
             _dots(panel, {row["proposal"]: row for row in some}, part, "variance_ratio", limits)
-            which, kind = ("importance", EXACT) if part is parts[0] else ("position", POSITIONS)
-            places = [at for at, arm in enumerate(part) if _kinds(stages)[arm] == kind]
             ceiling = ceilings(rows, which).get(name)
-            if ceiling is not None and places:
-                panel.vlines(1 - ceiling, min(places) - 0.5, max(places) + 0.5, drawing.GREY, "dashed", linewidth=1)
+            if ceiling is not None and part:
+                panel.axvline(1 - ceiling, color=drawing.GREY, linestyle="dashed", linewidth=1)
     for panel, name in zip(axes[0], stages, strict=True):
         panel.set_title(titles[name], fontsize=8)
     _head(
@@ -224,7 +223,7 @@ def cost_figure(rows: Rows, stages: dict[str, list[dict[str, str]]], titles: dic
             if arm in mine and measuring.number(mine[arm], gain(mine[arm])[0]) is None:
                 panel.text(0.03, at, "not resolved", va="center", fontsize=6, transform=panel.get_yaxis_transform())
             if free is not None:
-                panel.plot(free, at, "|", color=drawing.GREY, markersize=7)
+                panel.plot(free, at, "|", color=drawing.GREY, markersize=7, zorder=3)
         aligned = {arm: row for arm, row in mine.items() if gain(row)[1]}
         others = {arm: row for arm, row in mine.items() if arm not in aligned}
         _dots(panel, aligned, arms, "batch_gain_at_batch", None)
@@ -240,21 +239,19 @@ def cost_figure(rows: Rows, stages: dict[str, list[dict[str, str]]], titles: dic
     return made
 
 
-def _kinds(stages: dict[str, list[dict[str, str]]]) -> dict[str, str]:
-    return {row["proposal"]: group(row) for some in stages.values() for row in some}
+def _parts(stages: dict[str, list[dict[str, str]]]) -> list[list[str]]:
+    """Return the arms under exact weights, those with weights of positions, and all others."""
+    kinds = {row["proposal"]: group(row) for some in stages.values() for row in some}
+    return [
+        [arm for kind in some for arm, of in kinds.items() if of == kind]
+        for some in ((EXACT,), (POSITIONS,), (DISJOINT, OTHER))
+    ]
 
 
-def _parts(stages: dict[str, list[dict[str, str]]]) -> tuple[list[str], list[str]]:
-    """Return the arms under exact weights, and all others, by kind."""
-    kinds = _kinds(stages)
-    ordered = [arm for kind in GROUPS for arm, of in kinds.items() if of == kind]
-    return [arm for arm in ordered if kinds[arm] == EXACT], [arm for arm in ordered if kinds[arm] != EXACT]
-
-
-def _limits(rows: Rows, name: str, least: float, most: float) -> tuple[float, float]:
-    """Return the ends of an axis that shows all intervals, as far as ``least`` and ``most``."""
+def _limits(rows: Rows, name: str, least: float, most: float, also: Sequence[float]) -> tuple[float, float]:
+    """Return the ends of an axis that shows all intervals and other places, as far as ``least`` and ``most``."""
     ends = [measuring.number(row, f"{name}{end}") for row in rows for end in ("", "_low", "_high")]
-    known = [1.0, *(value for value in ends if value is not None)]
+    known = [1.0, *also, *(value for value in ends if value is not None)]
     low, high = max(least, min(known)), min(most, max(known))
     margin = 0.06 * (high - low) or 0.01
     return low - margin, high + margin

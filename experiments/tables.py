@@ -64,7 +64,7 @@ def of_theorem(it: settings.Setting) -> str:
     for part, title in theorem_figure.PARTS.items():
         for stage in theorem_figure.read(theorem.book(it).rows(), part):
             inside = sum(theorem_figure.holds(kind.ratio) for kind in stage.kinds)
-            rows.append((stage.name, title, ends(*stage.pooled()), f"{inside} of {len(stage.kinds)}"))
+            rows.append((stage.name, title, ends(*stage.pooled(), ".3f"), f"{inside} of {len(stage.kinds)}"))
     return table(("stage", "predicted", "measured / predicted, mean over the grid", "intervals with 1 inside"), rows)
 
 
@@ -125,6 +125,17 @@ def of_race(regime: str) -> Callable[[settings.Setting], str]:
     return write
 
 
+def of_control(regime: str) -> Callable[[settings.Setting], str]:
+    """Return what writes where the arms of a regime stand beside its control."""
+
+    def write(it: settings.Setting) -> str:
+        each = convergence.standings(it, regime, arms.CONTROL)
+        rows = [(one.arm, str(one.pairs), str(one.steps), one.said, ends(*one.loss, "+.3f")) for one in each]
+        return table(("arm", "pairs", "steps to the target", "seconds to the target", "loss at the end"), rows)
+
+    return write
+
+
 def of_confirm(it: settings.Setting) -> str:
     """Write how the winner ends at equal seconds, a row a regime."""
     rows = []
@@ -133,12 +144,14 @@ def of_confirm(it: settings.Setting) -> str:
         if told:
             pairs = f"{len(told[1])} of {confirm.SEEDS[regime]}"
             both = (ends(*standing.mean_interval(told[1], level), "+.3f") for level in (0.95, confirm.TOGETHER))
-            rows.append((regime, told[0], pairs, ends(*confirm.seconds(it, regime)), *both))
+            times = (ends(*confirm.seconds(it, regime)), f"{confirm.clock(it, regime):.2f}")
+            rows.append((regime, told[0], pairs, *times, *both))
     head = (
         "regime",
         "arm",
         "pairs",
-        "seconds over uniform masks'",
+        "seconds of a CPU core over uniform masks'",
+        "on the clock where it ran",
         "loss at the end less theirs, nats, 95 %",
         "98.75 %",
     )
@@ -171,6 +184,27 @@ def of_help(it: settings.Setting) -> str:
     return table(("regime", "arm", "predicted batch gain over cost", "realised speed", "loss at the end"), rows)
 
 
+def of_taus(it: settings.Setting) -> str:
+    """Write how well gains rank arms, a row a regime."""
+    rows = []
+    for regime in arms.ARMS:
+        points = what_helps.both(it, regime)
+        if len(points) >= what_helps.FEWEST:
+            told = what_helps.agreement(points)
+            taus = (f"{tau:.2f} (p = {p:.2g})" for tau, p in (told[name] for name in ("seconds", "steps", "losses")))
+            alone = ", ".join(f"{tau:.2f}" for tau in what_helps.of_stages(it, regime).values())
+            rows.append((regime, str(len(points)), *taus, alone))
+    head = (
+        "regime",
+        "arms",
+        "seconds",
+        "steps, without the cost",
+        "losses at the end",
+        "seconds, from one stage alone",
+    )
+    return table(head, rows)
+
+
 def of_sizes(it: settings.Setting) -> str:
     """Write what was measured of checkpoints of several sizes."""
     rows = []
@@ -185,14 +219,17 @@ def of_sizes(it: settings.Setting) -> str:
 
 def of_base(it: settings.Setting) -> str:
     """Write what the equations say of BERT-base."""
-    rows = [
-        (
-            row["number"], str(row["tokens"]), f"{row['learnt']:g}",
-            ends(*(min(row[x], row["most"]) for x in ("value", "low", "high"))),
-            f"{row['points']} of {row['families']}", str(row["dropped"]),
-        )
-        for row in scaling.extrapolated(it)
-    ]  # fmt: skip
+    rows = []
+    for row in scaling.extrapolated(it):
+        told = [min(row[name], row["most"]) for name in ("value", "low", "high")]
+        ceiling = np.isfinite(row["most"])
+        rows.append(
+            (
+                f"{row['number']}{', %' * bool(ceiling)}", str(row["tokens"]), f"{row['learnt']:g}",
+                ends(*(100 * value if ceiling else value for value in told)),
+                f"{row['points']} of {row['families']}", str(row["dropped"]),
+            )
+        )  # fmt: skip
     head = (
         "number",
         "tokens",
@@ -241,8 +278,10 @@ PAGES: dict[str, dict[str, Callable[[settings.Setting], Any]]] = {
         "proposals": of_proposals,
         "mapnet": of_mapnet,
         **{f"race-{regime}": of_race(regime) for regime in arms.ARMS},
+        "control-scratch": of_control("scratch"),
         "confirm": of_confirm,
         "glue": of_glue,
+        "taus": of_taus,
         "help": of_help,
     },
     "scaling.md": {"sizes": of_sizes, "base": of_base, "pairs": of_pairs, "hours": of_hours},

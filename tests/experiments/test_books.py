@@ -134,9 +134,10 @@ def test_the_winner_is_soonest_for_certain_and_is_compared_at_equal_seconds(race
     for seed in range(3):
         for arm, steps, end in ((arms.BASELINE, 1000, 3.0), ("30 % masked", 800, 2.9 - 0.01 * seed)):
             key = {"regime": REGIME, "arm": arm, "steps": steps, "seed": 20 + seed}
-            confirm.book(raced).add(key, ledger.Found([{"loss": end}]), 1.0)
+            confirm.book(raced).add(key, ledger.Found([{"loss": end, "train_seconds": steps / 500}]), 1.0)
     assert confirm.chosen(raced, REGIME) == ("30 % masked", 800)
     assert confirm.seconds(raced, REGIME) == pytest.approx((1.0, 0.96, 1.04))
+    assert confirm.clock(raced, REGIME) == pytest.approx(0.8)
     name, found = confirm.differences(raced, REGIME)
     assert (name, found.tolist()) == ("30 % masked", pytest.approx([-0.1, -0.11, -0.12]))
     assert "*mini*: 30 % masked, -0.110 [-0.135, -0.085] nats over 3 pairs" in confirm.finding(raced)
