@@ -72,6 +72,8 @@ def test_an_arm_stands_where_its_steps_and_its_cost_put_it(raced):
     assert one.steps.low == pytest.approx(1 / 1.6, rel=3e-3)
     assert one.middle == pytest.approx(1.25 / 1.6, rel=3e-3)
     assert one.ends == pytest.approx((1.2 / 1.6, 1.3 / 1.6), rel=5e-3)
+    control = of(convergence.standings(raced, REGIME, arms.CONTROL), "30 % masked")
+    assert control.steps.low == pytest.approx(1 / 1.6, rel=3e-3)  # here the control does what uniform masks do
     assert "*mini*, 5 of 5 pairs: sooner: 30 % masked (0.78" in convergence.finding(raced)
     assert "3 arms not told apart" in convergence.finding(raced)
 
@@ -124,6 +126,9 @@ def test_what_is_foretold_is_gain_over_cost_with_the_error_of_both(raced):
     assert middle == pytest.approx(1.6 / 1.25)
     reach = 1.5 ** (1 / np.sqrt(2))  # the geometric mean of two stages, each within a factor of 1.5
     assert (low, high) == pytest.approx((1.6 / reach / 1.3, 1.6 * reach / 1.2))
+    alone = what_helps.predicted(raced, REGIME, "mini@187")["30 % masked"]
+    assert alone == pytest.approx((1.6 / 1.25, 1.6 / 1.5 / 1.3, 1.6 * 1.5 / 1.2))
+    assert list(what_helps.of_stages(raced, REGIME)) == ["mini@187", "mini@374"]
     foretold(raced, unknown="placebo")
     assert "placebo" not in what_helps.predicted(raced, REGIME)
     assert what_helps.left_out(raced, REGIME) == ["placebo"]
