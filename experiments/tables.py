@@ -139,13 +139,10 @@ def of_control(regime: str) -> Callable[[settings.Setting], str]:
 def of_confirm(it: settings.Setting) -> str:
     """Write how the winner ends at equal seconds, a row a regime."""
     rows = []
-    for regime in arms.ARMS:
-        told = confirm.differences(it, regime)
-        if told:
-            pairs = f"{len(told[1])} of {confirm.SEEDS[regime]}"
-            both = (ends(*standing.mean_interval(told[1], level), "+.3f") for level in (0.95, confirm.TOGETHER))
-            times = (ends(*confirm.seconds(it, regime)), f"{confirm.clock(it, regime):.2f}")
-            rows.append((regime, told[0], pairs, *times, *both))
+    for one in confirm.compared(it):
+        pairs = f"{len(one.differences)} of {confirm.SEEDS[one.regime]}"
+        both = (ends(*standing.mean_interval(one.differences, level), "+.3f") for level in (0.95, confirm.TOGETHER))
+        rows.append((one.title, one.arm, pairs, ends(*confirm.seconds(it, one.regime)), f"{one.clock:.2f}", *both))
     head = (
         "regime",
         "arm",

@@ -142,10 +142,18 @@ def test_the_winner_is_soonest_for_certain_and_is_compared_at_equal_seconds(race
             confirm.book(raced).add(key, ledger.Found([{"loss": end, "train_seconds": steps / 500}]), 1.0)
     assert confirm.chosen(raced, REGIME) == ("30 % masked", 800)
     assert confirm.seconds(raced, REGIME) == pytest.approx((1.0, 0.96, 1.04))
-    assert confirm.clock(raced, REGIME) == pytest.approx(0.8)
-    name, found = confirm.differences(raced, REGIME)
-    assert (name, found.tolist()) == ("30 % masked", pytest.approx([-0.1, -0.11, -0.12]))
+    (one,) = confirm.compared(raced)
+    assert (one.title, one.arm, one.clock) == ("mini", "30 % masked", pytest.approx(0.8))
+    assert one.differences.tolist() == pytest.approx([-0.1, -0.11, -0.12])
     assert "*mini*: 30 % masked, -0.110 [-0.135, -0.085] nats over 3 pairs" in confirm.finding(raced)
+    for seed in range(2):
+        key = {"regime": REGIME, "arm": arms.CONTROL, "steps": 1000, "seed": 20 + seed}
+        confirm.book(raced).add(key, ledger.Found([{"loss": 3.1, "train_seconds": 1.6}]), 1.0)
+    assert confirm.chosen(raced, REGIME) == ("30 % masked", 800)
+    assert confirm.seconds(raced, REGIME) == pytest.approx((1.0, 0.96, 1.04))
+    other = confirm.compared(raced)[1]
+    assert (other.title, other.clock) == ("mini, beside the control", pytest.approx(1.0))
+    assert other.differences.tolist() == pytest.approx([-0.2, -0.21])
 
 
 def test_scores_of_tasks_are_compared_in_pairs_and_corrected_for_all_that_was_planned(tmp_path):
