@@ -69,7 +69,7 @@ def save(made: Figure, path: Path) -> None:
     """Write a figure as PNG and SVG, without dates or versions."""
     path.parent.mkdir(parents=True, exist_ok=True)
     made.draw_without_rendering()
-    made.set_layout_engine("none")
+    made.set_layout_engine(None)  # with an engine, saving would draw twice
     for axes in made.axes:  # the solver of the layout is not the same in the last digits every time
         axes.set_position([round(float(end), 5) for end in axes.get_position().bounds])
     for ending, unnamed in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):

@@ -69,6 +69,7 @@ def decompose(run, place):
     return call
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("kind", ["bert", pytest.param("modernbert", marks=pytest.mark.full)])
 def test_a_full_run_prints_a_table_and_writes_a_report(decompose, kind):
     code, out, err = decompose("--save-cells", checkpoint=f"{{place}}/{kind}", out="report")
@@ -91,6 +92,7 @@ def test_every_architecture_is_measured(decompose, kind):
     assert printed["components"]["mask"]["estimate"] > 0
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_reference_engine_comes_with_a_notice(decompose):
     code, out, _ = decompose(checkpoint="{place}/deberta-v2", out="report")
     words = "the slow reference engine was used, as the one-pass engine cannot measure this: "
@@ -103,6 +105,7 @@ def test_the_reference_engine_comes_with_a_notice(decompose):
     assert (code, err.splitlines()[-1].endswith("; use --engine reference")) == (2, True)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_json_is_all_there_is_on_stdout(decompose):
     code, out, err = decompose("--json", "--overwrite", out="report")
     assert code == 0
@@ -113,6 +116,7 @@ def test_json_is_all_there_is_on_stdout(decompose):
     assert CELLS not in os.listdir("report")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_dropout_is_a_third_level_everywhere(decompose):
     code, out, _ = decompose("--save-cells", out="report", dropout=3)
     assert code == 0
@@ -315,6 +319,7 @@ def test_a_command_that_is_none_gets_one_line(run, arguments, words):
     assert [word for word in words.split() if word not in err] == []
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("engine", ["auto", "onepass"])
 def test_a_rule_that_is_wrong_is_named(decompose, monkeypatch, engine):
     """LayerNorm's weight taken for a bias: the check turns to the reference engine, or refuses if told not to."""

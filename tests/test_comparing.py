@@ -610,6 +610,7 @@ def test_compare_prints_tables_and_writes_a_report(run):
     assert frame["proposal"].tolist() == ["uniform/simple", MIDZUNO, PAIRS, "uniform/simple@0.3"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_json_is_all_there_is_on_stdout(run):
     code, out, err = run("compare", "--json", proposals=SOME, out="report", batch=8, seed=5, contexts=1)
     assert code == 0
@@ -619,6 +620,7 @@ def test_json_is_all_there_is_on_stdout(run):
     assert "cells" in err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_default_field_is_compared(run):
     code, out, _ = run("compare", "--json")
     assert code == 0
@@ -683,6 +685,7 @@ def test_a_table_is_refused_before_anything_is_measured(tmp_path):
     assert done == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_decompose_takes_a_proposal(run):
     code, out, _ = run("decompose", "--json", "--save-cells", proposal="logit/midzuno", out="report")
     printed = json.loads(out)
@@ -695,6 +698,7 @@ def test_decompose_takes_a_proposal(run):
     assert np.ptp(weights, axis=1) == pytest.approx(0)  # the weight of a set is that of its targets
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_decompose_studies_draws_of_disjoint_masks(run, place):
     """Against a backward pass a cell: of draws the variances, of one mask `V`, of two of a draw `Cov`."""
     options = {"dtype": "float64", "seed": 4, "sentences": 6, "masks": 4}

@@ -40,7 +40,7 @@ def surprise(objective, network) -> float:
         return float(language(contexts, tokens, sentences.ids, sentences.maskable))
 
 
-@pytest.mark.parametrize("embeddings", ["model", "own"])
+@pytest.mark.parametrize("embeddings", ["model", pytest.param("own", marks=pytest.mark.full)])
 def test_a_fit_learns_tokens_from_their_surroundings_if_asked(objective, embeddings):
     """Where it is not asked, a context serves the score alone."""
     options = replace(OPTIONS, shape=(*OPTIONS.shape, ("embeddings", embeddings)))
@@ -66,7 +66,8 @@ def test_a_fit_finds_what_the_model_does_not_expect(objective):
 
 
 def test_a_fit_is_the_same_again_and_another_with_another_weight_of_language(objective):
-    options = [OPTIONS, OPTIONS, replace(OPTIONS, language=0.2)]
+    short = replace(OPTIONS, epochs=1)
+    options = [short, short, replace(short, language=0.2)]
     first, second, third = (fit_mapnet(objective, how, held_out=8) for how in options)
     assert first.curve == second.curve
     ours, theirs, others = (fit.network.state_dict() for fit in (first, second, third))

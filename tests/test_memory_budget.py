@@ -158,6 +158,7 @@ print(json.dumps([budget, _high_water_mark()]))
 """
 
 
+@pytest.mark.full  # two processes of half a minute
 @linux
 def test_the_process_stays_within_two_budgets_and_comes_to_the_same_result(tmp_path):
     """The embedded checkpoint with 512 tokens: the smaller budget holds one sentence, the larger one two, as wanted.

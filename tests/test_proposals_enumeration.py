@@ -372,6 +372,7 @@ def within(errors: list[float]) -> bool:
     return abs(np.mean(errors)) < 4 * np.std(errors, ddof=1) / np.sqrt(len(errors))
 
 
+@pytest.mark.full  # 40 studies
 @pytest.mark.parametrize("proposal", COMPARED)
 def test_compare_meets_the_exact_variance_ratio(compared, proposal):
     """`(ratio - exact) V_mask^` has mean zero, as numerator and denominator are unbiased."""
@@ -380,12 +381,14 @@ def test_compare_meets_the_exact_variance_ratio(compared, proposal):
     assert within([mask * (row.variance_ratio.estimate - exact.variance_ratio) for mask, row in found])
 
 
+@pytest.mark.full  # 40 studies
 def test_compare_meets_the_exact_bias_of_position_weights(compared):
     exact, found = compared[PPS]
     assert exact.bias2_ratio > 0.01
     assert within([mask * (row.bias2_ratio.estimate - exact.bias2_ratio) for mask, row in found])
 
 
+@pytest.mark.full  # 40 studies
 def test_the_interval_of_the_bias_covers_it(compared):
     """30 of 40 at least. From 16 sentences we ask for 90 % in place of 95: such intervals fail for one seed in 680."""
     exact, found = compared[PPS]
@@ -393,6 +396,7 @@ def test_the_interval_of_the_bias_covers_it(compared):
     assert sum(e.low <= exact.bias2_ratio <= e.high for e in intervals) >= 30
 
 
+@pytest.mark.full  # 40 studies
 @pytest.mark.parametrize("proposal", COMPARED[1:])
 def test_no_bias_is_looked_for_where_there_is_none_by_design(compared, proposal):
     exact, found = compared[proposal]

@@ -64,6 +64,7 @@ def numbers(value, path=""):
 STARTED = pytest.mark.parametrize("two_processes", [forked, pytest.param(torchrun, marks=pytest.mark.full)])
 
 
+@pytest.mark.usefixtures("undrawn")
 @STARTED
 def test_two_processes_give_the_result_of_one(place, capsys, tmp_path, two_processes):
     """Of a study that grows, and so is shared out three times; sums in another order leave rounding, 1e-16 each."""

@@ -33,6 +33,7 @@ def run(capsys, tmp_path, monkeypatch):
     return call
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_trained_runs_become_a_page(run, tmp_path, capsys):
     """Two arms of two seeds, trained here; one of them was watched."""
     place = runs.make_place(tmp_path)
@@ -113,6 +114,7 @@ def test_a_figure_has_a_panel_for_what_was_measured_and_no_other(arms, left_out)
     assert all(axes.lines and axes.get_ylabel() for axes in panels)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_that_were_not_watched_have_one_figure(run, arms):
     plain = [folder for folder in arms if folder.name.startswith("uniform")]
     assert run(*arms, "--out", "page")[0] == 0
@@ -121,6 +123,7 @@ def test_runs_that_were_not_watched_have_one_figure(run, arms):
     assert set(os.listdir("page")) == set(RUNS_FILES) - figures
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_json_is_all_there_is_on_stdout(run, arms):
     code, out, err = run(*arms, "--json", "--out", "page")
     assert (code, err) == (0, "")

@@ -50,8 +50,7 @@ def run(capsys, tmp_path, monkeypatch):
 
 
 def test_what_watching_took_is_said(run, place):
-    small = ["watch.every=4", "watch.sentences=8", "watch.masks=4"]
-    code, out, _ = run(*runs.words(place, Path("run")), "--steps", "4", "evaluation.sentences=8", *small)
+    code, out, _ = run(*runs.words(place, Path("run")), "--steps", "4", "evaluation.sentences=8", *UNIFORM)
     assert code == 0
     assert re.search(r"^watching the variance took \d+ s beside that, [\d,]+% of it$", out, re.MULTILINE)
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
@@ -165,6 +164,7 @@ def test_an_interrupted_run_is_saved_and_goes_on(place, tmp_path, number, code):
     assert runs.differences(runs.everything(place / "done"), runs.everything(out)) == []
 
 
+@pytest.mark.full  # signals to forks are tested above and below
 def test_ctrl_c_at_a_terminal(place, tmp_path):
     """It reaches the processes that load data, too."""
     straight, out = tmp_path / "straight", tmp_path / "run"
@@ -595,20 +595,22 @@ def test_a_finished_run_without_a_finite_loss_is_told_of(run, place, finished):
 
 
 WATCHED = ["watch.every=4", "watch.sentences=8", "watch.masks=4"]
+UNIFORM = [*WATCHED, "--proposal", "uniform/simple"]
 
 
 def looks(folder):
     return [line["step"] for line in runs.metrics(folder) if "variance/mask" in line]
 
 
-def test_the_last_look_is_made_up_for(run, place, tmp_path):
-    words = runs.words(place, tmp_path / "cut", *WATCHED, "--steps", "6")
+@pytest.mark.parametrize("watched", [UNIFORM, pytest.param(WATCHED, marks=pytest.mark.full)], ids=["uniform", "mapnet"])
+def test_the_last_look_is_made_up_for(run, place, tmp_path, watched):
+    words = runs.words(place, tmp_path / "cut", *watched, "--steps", "6")
     killed = runs.dying("gradvar.training.watch:decompose", 3, lambda: runs.command(words))
     assert runs.forked(killed, log=tmp_path / "log") == [-signal.SIGKILL]
     assert looks(tmp_path / "cut") == [0, 4]
     assert run(*runs.resuming(place, tmp_path / "cut"))[0] == 0
     assert looks(tmp_path / "cut") == [0, 4, 6]
-    assert run(*runs.words(place, tmp_path / "whole", *WATCHED, "--steps", "6"))[0] == 0
+    assert run(*runs.words(place, tmp_path / "whole", *watched, "--steps", "6"))[0] == 0
 
     def figures(folder):
         lines = runs.metrics(folder)
@@ -627,7 +629,7 @@ def test_the_last_look_is_made_up_for(run, place, tmp_path):
     ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.full)]
 )
 def test_a_signal_in_the_last_look_ends_the_run_which_goes_on(run, place, tmp_path, number, code):
-    words = runs.words(place, tmp_path / "cut", *WATCHED, "--steps", "6")
+    words = runs.words(place, tmp_path / "cut", *UNIFORM, "--steps", "6")
 
     def interrupted():
         os.kill(os.getpid(), number)
@@ -704,7 +706,7 @@ def test_a_run_that_fails_takes_nothing_of_others(run, place, monkeypatch):
 
 
 def test_tensorboard_has_the_last_look_and_the_last_evaluation(run, place):
-    words = runs.words(place, Path("run"), *WATCHED, "--steps", "7", "saving.loggers=[tensorboard]")
+    words = runs.words(place, Path("run"), *UNIFORM, "--steps", "7", "saving.loggers=[tensorboard]")
     assert run(*words)[0] == 0
     events = EventAccumulator("run/tensorboard").Reload()
     assert [event.step for event in events.Scalars("train/variance/mask")] == [0, 4, 7]
@@ -727,7 +729,7 @@ def test_a_full_disk_for_tensorboard_is_one_line(run, place, monkeypatch, what):
 
 
 def test_a_signal_in_the_last_save_ends_the_run_without_a_look(place, tmp_path):
-    words = runs.words(place, tmp_path / "cut", *WATCHED, "--steps", "6")
+    words = runs.words(place, tmp_path / "cut", *UNIFORM, "--steps", "6")
     publish = checkpoints.publish
 
     def interrupted(*arguments):

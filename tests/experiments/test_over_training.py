@@ -67,6 +67,7 @@ def numbers(stages: int, rates: tuple[int, ...]):
     return totals, layers
 
 
+@pytest.mark.full  # `test_gallery.py` draws those of the real numbers
 @pytest.mark.parametrize(("stages", "rates", "pictures"), [(1, (15,), 3), (3, (15, 30), 4)])
 def test_figures_have_the_same_bytes_every_time(tmp_path, stages, rates, pictures):
     made = []

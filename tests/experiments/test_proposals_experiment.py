@@ -124,6 +124,7 @@ def draw_of(rows, folder):
 FILES = ["proposals.png", "proposals.svg", "proposals_cost.png", "proposals_cost.svg"]
 
 
+@pytest.mark.full  # `test_gallery.py` draws those of the real numbers
 def test_figures_have_the_same_bytes_every_time(drawn, tmp_path):
     figures.draw(ROWS, tmp_path)
     assert sorted(path.name for path in drawn.iterdir()) == FILES

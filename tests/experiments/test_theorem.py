@@ -143,6 +143,7 @@ def test_the_prediction_that_was_made_again_is_judged_beside_the_first(tmp_path)
     assert len(figure.findings(book(tmp_path / "first", rows(1.3)).rows())) == len(figure.findings(found)) - 1
 
 
+@pytest.mark.full  # `test_gallery.py` draws those of the real numbers
 @pytest.mark.parametrize("kinds", [1, 4])
 def test_the_figure_has_the_same_bytes_every_time(tmp_path, kinds):
     pictures = []

@@ -92,10 +92,10 @@ FAULTS = [
 
 
 def chosen(fault, kind, tied, name):
-    """One architecture a fault at the least, and ModernBERT, whose parameters have names of their own."""
-    if fault is padding_row_ignored:
-        return kind != "roberta"
-    return kind in ("bert", "modernbert") or (fault is repeated_module_counted_once and tied)
+    """One architecture a fault, and for one ModernBERT, too, whose parameters have names of their own."""
+    if kind == "modernbert":
+        return fault is tied_cross_term_dropped
+    return tied and (kind == "bert" or fault is repeated_module_counted_once)
 
 
 def study(kind, tied):

@@ -215,6 +215,7 @@ def test_the_numbers_on_hover_are_there_as_text():
     assert float(texts[0][2]) == pytest.approx(one.scores["oracle"][1], rel=5e-3)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_scores_come_with_a_result_only_where_it_has_some(decomposition, comparison):
     assert Page(render_page(decomposition)).all("p", "tokens") == []
     with_scores = dataclasses.replace(decomposition, tokens=scores())
@@ -224,6 +225,7 @@ def test_scores_come_with_a_result_only_where_it_has_some(decomposition, compari
         assert len(page.all("details")) == sentences + 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_titles_of_figures_are_captions(decomposition):
     page = Page(render_page(decomposition))
     titles = [decomposition.plot(name).axes[0].get_title(loc="left") for name in ("layers", "batch", "cells")]

@@ -279,6 +279,7 @@ def test_the_check_leaves_nothing_behind(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_interruption_waits_until_the_report_is_whole(study, tmp_path, monkeypatch):
     write_report(study.result, tmp_path, overwrite=True)
     replace = Path.replace

@@ -569,6 +569,7 @@ print(prepare(Data.model_validate_json(sys.argv[1]), Path(sys.argv[2])).folder)
 """
 
 
+@pytest.mark.full
 def test_two_processes_at_once_make_one_folder(place, ready, tmp_path):
     command = [sys.executable, "-c", OTHER, spec(place).model_dump_json(), str(tmp_path / "cache")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:

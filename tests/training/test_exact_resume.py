@@ -8,6 +8,7 @@ from itertools import product
 import pytest
 
 from gradvar import checkpoints
+from tests import cases
 from tests.training import runs
 
 STEP = "gradvar.training.trainer:MaskProposalTrainer.training_step"
@@ -64,7 +65,7 @@ DEFAULT = [
     (("uniform/simple", 0, 1, "steps", 1), 14),
     pytest.param(("mapnet/pps", 2, 1, "tokens", 2), 6, marks=pytest.mark.full),
     ((runs.DRAWN, 0, 1, "tokens", 1), 9),
-    ((runs.DRAWN, 2, 2, "steps", 2), 12),
+    pytest.param((runs.DRAWN, 2, 2, "steps", 2), 12, marks=pytest.mark.full),
 ]
 MATRIX = [
     (combination, dies_at)
@@ -128,7 +129,10 @@ def cut(run, out, step):
     return out
 
 
-@pytest.mark.parametrize("proposal", ["uniform/simple", "uniform/epoch-stratified", "mapnet/pps", runs.DRAWN])
+@pytest.mark.parametrize(
+    "proposal",
+    ["uniform/epoch-stratified", runs.DRAWN, *cases.mostly_full(["uniform/simple", "mapnet/pps"], lambda _: False)],
+)
 def test_a_trainer_goes_on_bit_for_bit(tmp_path, trained, proposal):
     """From either of its checkpoints, with other workers, and an encoder that was another one until then."""
     straight, run = trained(proposal)

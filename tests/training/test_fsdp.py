@@ -1,12 +1,13 @@
 """FSDP on two gloo ranks, where only its refusal on CPUs is lifted: the run of one process, up to rounding.
 
 By gradient descent, or an Adam whose epsilon drowns rounding: see `test_trainer_ranks.py`. What the ranks are to do is
-done in one launch, whose facts the tests look at.
+done in two launches, whose facts the tests look at: what `make test` can afford, and the rest.
 """
 
 import errno
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -37,16 +38,25 @@ def supported(patch):
     patch.setattr(sharding, "_is_cpu", lambda args: False)
 
 
-def on_ranks(place, words):
-    """All that is done on the ranks; returns what each of them found."""
-    facts = {}
-    runs.command([*words(place / "refused"), "fsdp=full_shard"])
-    facts["refused"] = (place / "refused").exists()
+def words(place, out):
+    return [*runs.words(place, out), "fsdp=full_shard"]
+
+
+def trained(place):
+    """What is trained on the ranks in `make test`; returns what each of them found."""
+    runs.command(words(place, place / "refused"))
+    refused = (place / "refused").exists()
     with pytest.MonkeyPatch.context() as patch:
         supported(patch)
-        facts |= _trained(place)
-        facts |= _troubled(place)
-        facts["exit"] = runs.command([*words(place / "command"), "fsdp=full_shard"])
+        return {"refused": refused} | _trained(place)
+
+
+def more(place):
+    """The rest, by which the first launch's runs are gone on with."""
+    with pytest.MonkeyPatch.context() as patch:
+        supported(patch)
+        facts = _gone_on(place) | _troubled(place)
+        facts["exit"] = runs.command(words(place, place / "command"))
         facts["resumed"] = runs.command(runs.resuming(place, place / "command"))
     return facts
 
@@ -64,12 +74,16 @@ def _trained(place):
     facts["share"] = sum(p.to_local().numel() for p in parameters) / sum(p.numel() for p in parameters)
     facts["moments"] = sum(x.to_local().numel() for x in moments) / sum(x.numel() for x in moments)
     made.save_model(str(place / "saved"))
+    return facts | {"layers": _layers_behind(made), "groups": _groups(made)}
+
+
+def _gone_on(place):
     for name, origin in (("1-to-2", "mapnet-1"), ("2-to-2", "mapnet")):
         again = runs.trainer(place / name, runs.DRAWN, **cells(2, 2), **ADAM, **SHARDED)
         again.train(str(place / origin / "checkpoint-5"))
     kept = runs.trainer(place / "kept", **cells(4), **DESCENT, **LOGGED, fsdp="shard_grad_op")
     kept.train()
-    facts |= {"layers": _layers_behind(made), "layers kept": _layers_behind(kept), "groups": _groups(made)}
+    facts = {"layers kept": _layers_behind(kept)}
     facts["then"] = kept.evaluate()  # with layers that are still whole
     twice = runs.trainer(place / "twice", max_steps=2, save_strategy="no", **cells(4), **DESCENT, **SHARDED)
     twice.train()
@@ -141,30 +155,44 @@ def _full(rank, save):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """The runs of one process, those of two, and what the two found."""
+    """The runs of one process, and those of two."""
     place = runs.make_place(tmp_path_factory.mktemp("fsdp"))
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
     runs.write_recipe(place, model={"config": sizes | STILL}, **WATCHED)
 
-    def words(out):
-        return runs.words(place, out)
-
     runs.trainer(place / "uniform-1", **cells(8), **DESCENT, **LOGGED).train()
     runs.trainer(place / "mapnet-1", runs.DRAWN, **cells(8), **ADAM, **LOGGED).train()
-    assert runs.command(words(place / "command-1")) == 0
-
-    def work():
-        facts = on_ranks(place, words)
-        (place / f"facts-{dist.get_rank()}.json").write_text(json.dumps(facts))
-
-    log = place / "log"
-    assert runs.forked(work, 2, log) == [0, 0], log.read_text() + log.with_name("log1").read_text()
+    launch(place, trained)
     return place
+
+
+def launch(place, work):
+    """Do it on two ranks, and write down what they found."""
+
+    def on_a_rank():
+        facts = work(place)
+        (place / f"{work.__name__}-{dist.get_rank()}.json").write_text(json.dumps(facts))
+
+    log = place / f"{work.__name__}.log"
+    assert runs.forked(on_a_rank, 2, log) == [0, 0], log.read_text() + Path(f"{log}1").read_text()
+
+
+def found(place, work):
+    return [json.loads((place / f"{work.__name__}-{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
 def facts(place):
-    return [json.loads((place / f"facts-{rank}.json").read_text()) for rank in range(2)]
+    """What each rank found."""
+    return found(place, trained)
+
+
+@pytest.fixture(scope="module")
+def further(place):
+    """What each rank found in the second launch, whose runs are there then, too."""
+    assert runs.command(runs.words(place, place / "command-1")) == 0
+    launch(place, more)
+    return found(place, more)
 
 
 def losses(run):
@@ -180,33 +208,45 @@ def test_every_rank_holds_half_of_the_parameters_and_of_the_optimizer(facts):
 
 
 def test_layers_are_put_together_one_by_one_and_given_back_behind_their_turn(facts):
-    """Unless `shard_grad_op` keeps them for the backward pass."""
     for found in facts:
         assert found["groups"] == ["FSDPJointModel", "FSDPBertLayer", "FSDPBertLayer"]
         assert found["layers"] == ["DTensor", "DTensor"]
-        assert found["layers kept"] == ["Parameter", "Parameter"]
-        assert found["then"]["eval_loss"] == pytest.approx(found["after"]["eval_loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["uniform", "mapnet", "kept"])
-def test_losses_and_gradient_norms_are_those_of_one_process(place, name):
-    """With micro-batches and a MAPNet, too."""
-    one, two = (losses(place / run) for run in ("mapnet-1" if name == "mapnet" else "uniform-1", name))
-    assert len(one) == len(two) == 11
-    for a, b in zip(one, two, strict=True):
+@pytest.mark.full
+def test_layers_are_kept_for_the_backward_pass_on_request(facts, further):
+    """By `shard_grad_op`."""
+    for found, then in zip(facts, further, strict=True):
+        assert then["layers kept"] == ["Parameter", "Parameter"]
+        assert then["then"]["eval_loss"] == pytest.approx(found["after"]["eval_loss"], rel=1e-5)
+
+
+def check(place, name, one):
+    """Losses, gradient norms and parameters of a run on ranks are those of one of one process."""
+    alone, two = (losses(place / run) for run in (one, name))
+    assert len(alone) == len(two) == 11
+    for a, b in zip(alone, two, strict=True):
         assert a == pytest.approx(b, rel=1e-6)
     assert ("mapnet_loss" in two[-1]) == (name == "mapnet")
+    moved = runs.encoder().state_dict()
+    left = runs.everything(place / name)["model.safetensors"]
+    assert max(float((x - moved[key]).abs().max()) for key, x in left.items()) > 1e-3
+    assert distance(place / one, place / name) < 1e-6
 
 
-def test_parameters_are_those_of_one_process(place):
-    for one, two in (("uniform-1", "uniform"), ("uniform-1", "kept"), ("mapnet-1", "mapnet")):
-        moved = runs.encoder().state_dict()
-        left = runs.everything(place / two)["model.safetensors"]
-        assert max(float((x - moved[name]).abs().max()) for name, x in left.items()) > 1e-3
-        assert distance(place / one, place / two) < 1e-6
+@pytest.mark.parametrize("name", ["uniform", "mapnet"])
+def test_a_run_is_that_of_one_process(place, name):
+    """With micro-batches and a MAPNet, too."""
+    check(place, name, f"{name}-1")
 
 
-def test_mixed_precision_is_that_of_two_ranks_without_sharding(place):
+@pytest.mark.full
+def test_a_run_that_keeps_its_layers_is_that_of_one_process(place, further):
+    check(place, "kept", "uniform-1")
+
+
+@pytest.mark.full
+def test_mixed_precision_is_that_of_two_ranks_without_sharding(place, further):
     """Which is not full precision."""
     one, two = (losses(place / name) for name in ("bf16-whole", "bf16"))
     for a, b in zip(one, two, strict=True):
@@ -242,7 +282,8 @@ def test_a_saved_model_is_whole(place):
         assert runs.differences(saved, kept) == []
 
 
-def test_runs_go_on_with_other_numbers_of_processes(place, facts):
+@pytest.mark.full
+def test_runs_go_on_with_other_numbers_of_processes(place, further):
     """From two ranks to one, from one to two, and from two to two bit for bit."""
     alone = runs.trainer(place / "2-to-1", runs.DRAWN, **cells(8), **ADAM, **LOGGED)
     alone.train(str(place / "mapnet" / "checkpoint-5"))
@@ -251,12 +292,13 @@ def test_runs_go_on_with_other_numbers_of_processes(place, facts):
     straight, again = (runs.everything(place / name) for name in ("mapnet", "2-to-2"))
     parts = ("model.safetensors", "mapnet.safetensors", "optimizer.pt", "scheduler.pt")
     assert runs.differences({name: straight[name] for name in parts}, {name: again[name] for name in parts}) == []
-    assert facts[0]["twice"] == 2
+    assert further[0]["twice"] == 2
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["loss", "score"])
-def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_both(place, facts, name):
-    assert [found[name] for found in facts] == [{"skipped": 1, "steps": 6}] * 2
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_both(place, further, name):
+    assert [found[name] for found in further] == [{"skipped": 1, "steps": 6}] * 2
     left = runs.everything(place / name)
     assert {float(state["step"]) for state in left["optimizer.pt"]["state"].values()} == {
         4.0,
@@ -265,7 +307,8 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_both(place, facts, 
     assert all(bool(x.isfinite().all()) for x in left["model.safetensors"].values())
 
 
-def test_a_disk_that_is_full_for_one_rank_ends_both(place, facts):
+@pytest.mark.full
+def test_a_disk_that_is_full_for_one_rank_ends_both(place, further):
     for rank in range(2):
         assert checkpoints.last_whole(place / f"full-{rank}").name == "checkpoint-5"
 
@@ -273,9 +316,10 @@ def test_a_disk_that_is_full_for_one_rank_ends_both(place, facts):
 # ---- the command
 
 
-def test_the_command_trains_looks_and_evaluates_as_one_process(place, facts):
-    assert [(found["exit"], found["resumed"]) for found in facts] == [(0, 0)] * 2
-    said = (place / "log").read_text()
+@pytest.mark.full
+def test_the_command_trains_looks_and_evaluates_as_one_process(place, further):
+    assert [(found["exit"], found["resumed"]) for found in further] == [(0, 0)] * 2
+    said = (place / "more.log").read_text()
     assert "MAPNet" in said
     assert "; shared out among 2 processes" in said
     assert "this run is finished" in said
@@ -293,11 +337,12 @@ def test_on_cpus_it_is_refused(place, facts, capsys, tmp_path):
     assert runs.command([*runs.words(place, tmp_path / "new"), "--cache", str(tmp_path / "c"), "fsdp=full_shard"]) == 2
     assert capsys.readouterr().err == f"gradvar: {said}"
     assert list(tmp_path.iterdir()) == []
-    assert (place / "log").read_text().startswith(f"gradvar: {said}")
+    assert (place / "trained.log").read_text().startswith(f"gradvar: {said}")
     assert [found["refused"] for found in facts] == [False, False]
 
 
-def test_a_sharded_run_goes_on_in_one_process(place, tmp_path, capsys):
+@pytest.mark.full
+def test_a_sharded_run_goes_on_in_one_process(place, further, tmp_path, capsys):
     out = tmp_path / "run"
     shutil.copytree(place / "command", out)
     checkpoints.remove(out / "checkpoint-14")

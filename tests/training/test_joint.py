@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pytest
@@ -267,9 +268,13 @@ def whole_and_parts(model: JointModel) -> tuple[list, list]:
     return [of(ROWS)], [of(ROWS[i : i + 2]) for i in range(0, len(ROWS), 2)]
 
 
-@pytest.mark.parametrize("target", ["logit", "gradient"])
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("proposal", [*MAPNETS, "mapnet/pool:2", "mapnet-permuted/pps"])
+@pytest.mark.parametrize(
+    ("proposal", "loss", "target"),
+    cases.mostly_full(
+        product([*MAPNETS, "mapnet/pool:2", "mapnet-permuted/pps"], LOSSES, ["logit", "gradient"]),
+        lambda proposal, loss, target: loss == "kl" or proposal == MAPNETS[0],
+    ),
+)
 def test_micro_batches_add_up(proposal, loss, target):
     """Mean loss and mean gradients, encoder's and MAPNet's, to 1e-10; sums of all that is tallied."""
     (whole,), parts = whole_and_parts(joint(proposal, masks=2, mapnet={"loss": loss, "target": target}))

@@ -264,6 +264,7 @@ runs.trainer(pathlib.Path(sys.argv[1]), callbacks=[Raises()], dataloader_num_wor
 """
 
 
+@pytest.mark.full
 def test_a_script_that_raises_ends_with_its_workers(tmp_path):
     """They are deaf to signals to the group, but not when the script is ending."""
     script = [sys.executable, "-c", RAISES, str(tmp_path)]

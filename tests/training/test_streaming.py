@@ -376,7 +376,7 @@ def test_it_goes_on_bit_for_bit_and_says_that_it_reads_again(place, done, tmp_pa
 SCHEDULES = ["training.max_length={steps: {0: 4, 0.4: 6, 0.8: 12}}", "masking.mask_rate={linear: {0: 0.5, 1: 0.2}}"]
 
 
-@pytest.mark.parametrize("budget", ["--steps 14", "--tokens 1400"])
+@pytest.mark.parametrize("budget", [pytest.param("--steps 14", marks=pytest.mark.full), "--tokens 1400"])
 def test_the_length_of_a_stream_is_scheduled_and_goes_on(place, tmp_path, budget):
     """From a checkpoint in the second phase, with workers or without: the same sequences, and the same parameters."""
     whole, workers = tmp_path / "whole", tmp_path / "workers"
@@ -492,6 +492,7 @@ for path in sys.argv[3:]:
 """
 
 
+@pytest.mark.full
 def test_texts_larger_than_the_memory_that_they_take(tmp_path):
     """Of a document of 4 MB, less than 4 MB more are in use at any time.
 

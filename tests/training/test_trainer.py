@@ -209,7 +209,7 @@ MOMENTS = {  # the function in the nth call of which the process is killed, and 
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", cases.mostly_full(MOMENTS, lambda moment: moment in ("weights", "renaming")))
 def test_a_kill_in_the_middle_of_a_save_costs_that_save(tmp_path, straight, moment):
     place, call, whole = MOMENTS[moment]
 
@@ -236,6 +236,7 @@ def test_the_last_checkpoints_are_kept(tmp_path):
         assert len([path for path in run.iterdir() if path.is_dir()]) == len(kept)
 
 
+@pytest.mark.full
 def test_plain_transformers_loads_a_checkpoint(tmp_path, straight):
     """In a process that cannot import gradvar; the logits are those of the model in training."""
     made = runs.trainer(tmp_path, runs.DRAWN)

@@ -20,6 +20,7 @@ from gradvar.training.joint import JointModel
 from gradvar.training.recipe import Masking
 from gradvar.training.schedule import Schedule
 from gradvar.training.trainer import MaskProposalTrainer
+from tests import cases
 from tests.training import runs
 
 DESCENT = {"optim": "sgd", "learning_rate": 0.1, "rate": 0.0}
@@ -73,25 +74,26 @@ def test_two_ranks_make_the_steps_of_one(tmp_path):
         assert distance(mapnet / "1", mapnet / other) < 1e-6
 
 
+@pytest.mark.full
 def test_two_ranks_make_the_steps_of_one_of_a_stream_and_of_a_run_with_schedules(tmp_path):
     """Sequences of several lengths, 3 epochs of a stream; pieces of several phases, and a mask rate that changes."""
     rates = {"linear": {0: 0.6, 1: 0.2}}
     stream = {"train": datasets.Dataset.from_list(runs.data()).to_iterable_dataset(), "block": 7}
     phases = {"max_length": Schedule("steps", (0.0, 0.4), (6, 12))}
-    cases = {"stream": stream, "phases": phases}
+    kinds = {"stream": stream, "phases": phases}
     masking = Masking(proposal=runs.DRAWN, mask_rate=rates, weighting="sentence")
 
     def train(name, ranks, *sizes):
-        runs.trainer(tmp_path / name / str(ranks), masking, **cells(*sizes), **DESCENT, **cases[name]).train()
+        runs.trainer(tmp_path / name / str(ranks), masking, **cells(*sizes), **DESCENT, **kinds[name]).train()
 
     def ranks():
-        for name in cases:
+        for name in kinds:
             train(name, 2, 2, 2)
 
-    for name in cases:
+    for name in kinds:
         train(name, 1, 8)
     assert runs.forked(ranks, 2, tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()
-    for name in cases:
+    for name in kinds:
         assert distance(tmp_path / name / "1", tmp_path / name / "2") < 1e-6
         one, two = (runs.metrics(tmp_path / name / ranks) for ranks in ("1", "2"))
         for key in ("tokens", "mask_rate"):
@@ -101,7 +103,9 @@ def test_two_ranks_make_the_steps_of_one_of_a_stream_and_of_a_run_with_schedules
 
 @pytest.mark.parametrize(
     ("proposal", "options"),
-    [("uniform/simple", DESCENT), (runs.DRAWN, DESCENT), (runs.DRAWN, ADAM)],
+    cases.mostly_full(
+        [("uniform/simple", DESCENT), (runs.DRAWN, DESCENT), (runs.DRAWN, ADAM)], lambda _, options: options is ADAM
+    ),
     ids=["uniform, descent", "mapnet, descent", "mapnet, adam"],
 )
 def test_sixteen_micro_batches_make_the_step_of_one(tmp_path, proposal, options):
@@ -230,6 +234,7 @@ def test_a_signal_to_one_rank_interrupts_all(tmp_path):
     assert said.endswith(f"interrupted at step 6, saved in {out / 'checkpoint-6'}; go on with\n{RESUME} {out}\n")
 
 
+@pytest.mark.full
 def test_torchrun_does_the_same_as_the_tests_ranks(tmp_path):
     """Bit for bit; and a SIGTERM to torchrun, which it passes on to its ranks, saves a checkpoint to go on from."""
     place = runs.make_place(tmp_path)

@@ -38,9 +38,7 @@ def watched(out, proposal=runs.DRAWN, every=4, **arguments):
 
 @pytest.mark.parametrize(
     "proposal",
-    cases.mostly_full(
-        ["uniform/simple", "mapnet/pps", runs.DRAWN, "oracle/midzuno"], lambda name: name != "mapnet/pps"
-    ),
+    cases.mostly_full(["uniform/simple", "mapnet/pps", runs.DRAWN, "oracle/midzuno"], lambda name: name == runs.DRAWN),
 )
 def test_a_run_does_not_notice_that_it_is_looked_at(tmp_path, proposal):
     """Dropout is on: a random number taken by a look would show."""
@@ -64,10 +62,10 @@ def test_it_looks_at_the_beginning_every_so_many_steps_and_at_the_end(tmp_path):
 
 
 def test_a_resumed_run_looks_at_no_step_twice(tmp_path):
-    watched(tmp_path)
+    watched(tmp_path, "uniform/simple")
     for step in (10, 11):
         checkpoints.remove(tmp_path / f"checkpoint-{step}")
-    again = runs.trainer(tmp_path, runs.DRAWN)
+    again = runs.trainer(tmp_path, "uniform/simple")
     again.add_callback(VarianceWatch(again, again.eval_dataset, SPEC))
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
     looks = [line["step"] for line in read_metrics(tmp_path) if "watch/seconds" in line]
@@ -77,7 +75,7 @@ def test_a_resumed_run_looks_at_no_step_twice(tmp_path):
 PROPOSALS = ["uniform/simple", "mapnet^0.5/pps~0.1", "uniform/disjoint:2", "frequency/pps", "loss/pps"]
 
 
-@pytest.mark.parametrize("proposal", PROPOSALS)
+@pytest.mark.parametrize("proposal", cases.mostly_full(PROPOSALS, lambda name: name in PROPOSALS[:2]))
 def test_what_it_says_is_what_the_commands_say(tmp_path, proposal):
     """Of the objective that is trained, whatever its corruption, weighting and scores."""
     masking = Masking(proposal=proposal, mask_rate=0.3, replacement=(100, 0, 0), weighting="token", contexts=3)
