@@ -40,7 +40,8 @@ def surprise(objective, network) -> float:
         return float(language(contexts, tokens, sentences.ids, sentences.maskable))
 
 
-@pytest.mark.parametrize("embeddings", ["model", pytest.param("own", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("embeddings", ["model", "own"])
 def test_a_fit_learns_tokens_from_their_surroundings_if_asked(objective, embeddings):
     """Where it is not asked, a context serves the score alone."""
     options = replace(OPTIONS, shape=(*OPTIONS.shape, ("embeddings", embeddings)))

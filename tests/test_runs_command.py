@@ -209,6 +209,7 @@ def test_a_diverged_run_is_noted(run, tmp_path):
     assert "note: a: 1 evaluations without a finite loss are left out" in " ".join(out.split())
 
 
+@pytest.mark.full
 def test_neither_a_model_nor_a_text_is_loaded(tmp_path):
     """Nor the libraries that would load them."""
     write_run(tmp_path / "a")

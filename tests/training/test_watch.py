@@ -138,7 +138,7 @@ def test_looks_compare_the_same_sentences_under_other_masks(tmp_path, monkeypatc
         return compare(drawing, proposals, sentences=sentences, masks=masks, seed=seed)
 
     monkeypatch.setattr(watch, "compare", spied)
-    watched(tmp_path, max_steps=5)
+    watched(tmp_path, "frequency/pps", max_steps=5)
     assert [seed for _, _, seed in seen] == [0, 4, 5]
     assert all(some == seen[0][0] and len(some) == count == 8 for some, count, _ in seen)
 
