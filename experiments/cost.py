@@ -35,6 +35,7 @@ from gradvar.metrics import read_metrics
 
 ROUNDS = 5
 STEPS = {"scratch": 40, "adapted": 40, "published": 10, "mini": 40}
+_QUICK_STEPS = 10
 _SETS = "mapnet, weighted sets"
 UNUSED = f"{_SETS}, unused"
 
@@ -76,7 +77,7 @@ def time_round(it: settings.Setting, regime: str, number: int) -> ledger.Found:
     """Time all arms of a regime once."""
     names = [arm for arm in arms.ARMS[regime] if arm != arms.CONTROL]
     names += [UNUSED] * (_SETS in names)
-    first, steps = number % len(names), STEPS[regime]
+    first, steps = number % len(names), _QUICK_STEPS if it.quick else STEPS[regime]
     short = {
         "training.steps": steps,
         "saving.log_every": steps // 5,

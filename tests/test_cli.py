@@ -116,7 +116,6 @@ def test_json_is_all_there_is_on_stdout(decompose):
     assert CELLS not in os.listdir("report")
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_dropout_is_a_third_level_everywhere(decompose):
     code, out, _ = decompose("--save-cells", out="report", dropout=3)
     assert code == 0

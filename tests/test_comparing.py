@@ -620,7 +620,6 @@ def test_json_is_all_there_is_on_stdout(run):
     assert "cells" in err
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_the_default_field_is_compared(run):
     code, out, _ = run("compare", "--json")
     assert code == 0

@@ -66,9 +66,9 @@ def test_a_fit_finds_what_the_model_does_not_expect(objective):
     assert fit.ceiling_share.low > 0
 
 
-def test_a_fit_is_the_same_again_and_another_with_another_weight_of_language(objective):
-    short = replace(OPTIONS, epochs=1)
-    options = [short, short, replace(short, language=0.2)]
+@pytest.mark.parametrize("epochs", [1, pytest.param(3, marks=pytest.mark.full)])
+def test_a_fit_is_the_same_again_and_another_with_another_weight_of_language(objective, epochs):
+    options = [replace(OPTIONS, epochs=epochs, language=weight) for weight in (OPTIONS.language, OPTIONS.language, 0.2)]
     first, second, third = (fit_mapnet(objective, how, held_out=8) for how in options)
     assert first.curve == second.curve
     ours, theirs, others = (fit.network.state_dict() for fit in (first, second, third))

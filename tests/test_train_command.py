@@ -602,7 +602,12 @@ def looks(folder):
     return [line["step"] for line in runs.metrics(folder) if "variance/mask" in line]
 
 
-@pytest.mark.parametrize("watched", [UNIFORM, pytest.param(WATCHED, marks=pytest.mark.full)], ids=["uniform", "mapnet"])
+WATCHES = pytest.mark.parametrize(
+    "watched", [UNIFORM, pytest.param(WATCHED, marks=pytest.mark.full)], ids=["uniform", "mapnet"]
+)
+
+
+@WATCHES
 def test_the_last_look_is_made_up_for(run, place, tmp_path, watched):
     words = runs.words(place, tmp_path / "cut", *watched, "--steps", "6")
     killed = runs.dying("gradvar.training.watch:decompose", 3, lambda: runs.command(words))
@@ -628,8 +633,9 @@ def test_the_last_look_is_made_up_for(run, place, tmp_path, watched):
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.full)]
 )
-def test_a_signal_in_the_last_look_ends_the_run_which_goes_on(run, place, tmp_path, number, code):
-    words = runs.words(place, tmp_path / "cut", *UNIFORM, "--steps", "6")
+@WATCHES
+def test_a_signal_in_the_last_look_ends_the_run_which_goes_on(run, place, tmp_path, number, code, watched):
+    words = runs.words(place, tmp_path / "cut", *watched, "--steps", "6")
 
     def interrupted():
         os.kill(os.getpid(), number)
@@ -705,8 +711,9 @@ def test_a_run_that_fails_takes_nothing_of_others(run, place, monkeypatch):
     assert left == {"runs/a", "runs/b", "runs/a/notes.txt", "runs/a/cache"}
 
 
-def test_tensorboard_has_the_last_look_and_the_last_evaluation(run, place):
-    words = runs.words(place, Path("run"), *UNIFORM, "--steps", "7", "saving.loggers=[tensorboard]")
+@WATCHES
+def test_tensorboard_has_the_last_look_and_the_last_evaluation(run, place, watched):
+    words = runs.words(place, Path("run"), *watched, "--steps", "7", "saving.loggers=[tensorboard]")
     assert run(*words)[0] == 0
     events = EventAccumulator("run/tensorboard").Reload()
     assert [event.step for event in events.Scalars("train/variance/mask")] == [0, 4, 7]
@@ -728,8 +735,9 @@ def test_a_full_disk_for_tensorboard_is_one_line(run, place, monkeypatch, what):
     assert err.splitlines()[-1].startswith(expected)
 
 
-def test_a_signal_in_the_last_save_ends_the_run_without_a_look(place, tmp_path):
-    words = runs.words(place, tmp_path / "cut", *UNIFORM, "--steps", "6")
+@WATCHES
+def test_a_signal_in_the_last_save_ends_the_run_without_a_look(place, tmp_path, watched):
+    words = runs.words(place, tmp_path / "cut", *watched, "--steps", "6")
     publish = checkpoints.publish
 
     def interrupted(*arguments):

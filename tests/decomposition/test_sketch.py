@@ -8,7 +8,6 @@ import torch
 
 from gradvar.decomposition import sketch as module
 from gradvar.decomposition.sketch import Sketch, sketch_size
-from tests import cases
 
 
 def sketched(sketch: Sketch, matrix: torch.Tensor) -> torch.Tensor:
@@ -32,10 +31,7 @@ def test_inner_products_are_exact_on_average_over_all_signs(rows, columns, monke
     assert np.std(found) > 0.1  # and no single outcome is exact
 
 
-@pytest.mark.parametrize(
-    ("rows", "columns"),
-    cases.mostly_full([(90, 50), (3, 1500), (3000, 2), (1, 5000)], lambda rows, columns: rows in (90, 1)),
-)
+@pytest.mark.parametrize(("rows", "columns"), [(90, 50), (3, 1500), (3000, 2), (1, 5000)])
 def test_errors_are_those_of_random_signs(rows, columns):
     """`<S u, S v>` has a standard deviation of about `|u||v|/sqrt(1024)`, 3 %, at most half again as much.
 

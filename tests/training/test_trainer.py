@@ -241,6 +241,18 @@ def test_the_last_checkpoints_are_kept(tmp_path):
         assert len([path for path in run.iterdir() if path.is_dir()]) == len(kept)
 
 
+def test_transformers_loads_a_checkpoint_with_its_tokenizer(tmp_path, straight):
+    made = runs.trainer(tmp_path, runs.DRAWN)
+    made._load_from_checkpoint(str(straight / "checkpoint-11"))
+    ids = torch.arange(5, 15).unsqueeze(0)
+    model, tokenizer = (
+        each.from_pretrained(straight / "checkpoint-11") for each in (AutoModelForMaskedLM, AutoTokenizer)
+    )
+    assert torch.equal(model(ids).logits, made.joint.encoder.eval()(ids).logits)
+    assert tokenizer(" ".join(f"w{i}" for i in range(10)), add_special_tokens=False).input_ids == ids[0].tolist()
+    assert tokenizer.mask_token_id == cases.MASK
+
+
 @pytest.mark.full
 def test_plain_transformers_loads_a_checkpoint(tmp_path, straight):
     """In a process that cannot import gradvar; the logits are those of the model in training."""

@@ -232,6 +232,8 @@ def test_a_signal_to_one_rank_interrupts_all(tmp_path):
     assert checkpoints.last_whole(out).name == "checkpoint-6"
     said = (tmp_path / "log").read_text()
     assert said.endswith(f"interrupted at step 6, saved in {out / 'checkpoint-6'}; go on with\n{RESUME} {out}\n")
+    assert runs.forked(lambda: runs.command(runs.resuming(place, out)), 2, tmp_path / "log") == [0, 0]
+    assert checkpoints.last_whole(out).name == "checkpoint-14"
 
 
 @pytest.mark.full

@@ -61,11 +61,12 @@ def test_it_looks_at_the_beginning_every_so_many_steps_and_at_the_end(tmp_path):
     assert all(line["watch/seconds"] > 0 for line in looks)
 
 
-def test_a_resumed_run_looks_at_no_step_twice(tmp_path):
-    watched(tmp_path, "uniform/simple")
+@pytest.mark.parametrize("proposal", ["uniform/simple", pytest.param(runs.DRAWN, marks=pytest.mark.full)])
+def test_a_resumed_run_looks_at_no_step_twice(tmp_path, proposal):
+    watched(tmp_path, proposal)
     for step in (10, 11):
         checkpoints.remove(tmp_path / f"checkpoint-{step}")
-    again = runs.trainer(tmp_path, "uniform/simple")
+    again = runs.trainer(tmp_path, proposal)
     again.add_callback(VarianceWatch(again, again.eval_dataset, SPEC))
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
     looks = [line["step"] for line in read_metrics(tmp_path) if "watch/seconds" in line]
