@@ -16,9 +16,9 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/gradvar decompose --out out --overwrite
-	@echo "Look at out/report.html or out/summary.txt first, then at out/layers.png (where the noise sits), out/batch.png"
-	@echo "(what a larger batch or more masks buy) and out/cells.png. Your own model: .venv/bin/gradvar decompose"
+	$(BIN)/gradvar decompose --out out/demo --overwrite
+	@echo "Look at out/demo/report.html or summary.txt first, then at layers.png (where the noise sits), batch.png (what a"
+	@echo "larger batch or more masks buy) and cells.png beside them. Your own model: .venv/bin/gradvar decompose"
 	@echo "--checkpoint DIR --data text.txt --out report/"
 
 lint: $(STAMP)
